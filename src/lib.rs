@@ -1,0 +1,10 @@
+#![doc = "A runtime for hierarchical peer-to-peer meshes."]
+#![forbid(unsafe_code)]
+
+pub mod codec;
+pub mod id;
+pub mod level;
+pub mod limits;
+pub mod messages;
+pub mod proto;
+pub mod time;

@@ -1,0 +1,114 @@
+//! Every bound in the crate, in one place, each with its reason.
+
+use std::time::Duration;
+
+/// The bounds. When one is reached something waits, is coalesced, is dropped or is refused, and is counted.
+pub struct Limits;
+
+impl Limits {
+    /// A frame on a stream. The largest is a full subtree report of 1,024 nodes (96 bytes each); refused above.
+    pub const FRAME_BYTES: usize = 256 * 1024;
+    /// A datagram: below the smallest MTU that QUIC allows for its packets.
+    pub const DATAGRAM_BYTES: usize = 64;
+    /// A signed beacon with its address hints: two of them fit one gossip message.
+    pub const BEACON_BYTES: usize = 1024;
+    /// Capabilities in a beacon: what a beacon of [`Self::BEACON_BYTES`] has room for.
+    pub const CAPABILITIES: usize = 16;
+    /// Bytes of a capability's type.
+    pub const CAPABILITY_BYTES: usize = 32;
+    /// Address hints in a beacon: a few interfaces, both families.
+    pub const ADDRESSES: usize = 8;
+    /// Peers a node remembers: ten thousand static ones and as many heard ones again, 200 bytes each.
+    pub const KNOWN_PEERS: usize = 20_000;
+    /// Neighbours in the beacon table, the weakest claim (oldest) leaving first; 300 bytes each.
+    pub const NEIGHBOURS: usize = 20_000;
+    /// Dials under way: more only delay each other, and a list of dead peers must not use every socket.
+    pub const DIALS: usize = 8;
+    /// Connections open at once, greeted or not: some 250 KiB each.
+    pub const CONNECTIONS: usize = 512;
+    /// Connections that have not said hello yet; an unknown sender cannot hold more.
+    pub const UNGREETED: usize = 64;
+    /// How long a connection may take to say hello.
+    pub const GREETING: Duration = Duration::from_secs(3);
+    /// Contacts that a node without a place in the tree looks for among the peers it was given.
+    pub const INTRODUCTIONS: usize = 3;
+    /// How long a link that nobody needs stays open.
+    pub const IDLE_LINK: Duration = Duration::from_secs(10);
+    /// How long a dial may take; QUIC's own handshake time-out is 3 s.
+    pub const DIAL: Duration = Duration::from_secs(2);
+    /// Nodes below one node that it knows by name and way; 100 bytes each.
+    pub const DESCENDANTS: usize = 20_000;
+    /// Changes in one subtree report, so that it stays well below a frame.
+    pub const SUBTREE_CHANGES: usize = 1_024;
+    /// Nodes on a path: effective levels rise strictly, and nine exist.
+    pub const PATH: usize = 10;
+    /// Hops of a packet before it is dropped as looping.
+    pub const HOPS: u8 = 10;
+    /// Hops of a coordination packet among laterals.
+    pub const COORDINATION_HOPS: u8 = 3;
+    /// Sources whose packets are remembered for duplicates, the least recent leaving first; 176 bytes each.
+    pub const DEDUP_SOURCES: usize = 16_384;
+    /// Commands whose way back, or answers, a node remembers.
+    pub const COMMANDS: usize = 4_096;
+    /// Command ids remembered as delivered: a node may be commanded 16,384 times within one lifetime.
+    pub const DELIVERED: usize = 16_384;
+    /// Bytes of a command's text, and of an answer's.
+    pub const COMMAND_BYTES: usize = 16 * 1024;
+    /// The longest lifetime of a command.
+    pub const COMMAND_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+    /// Nodes one command waits for.
+    pub const ACKS: usize = 20_000;
+    /// A sample's metrics and the bytes of a metric's name.
+    pub const METRICS: usize = 64;
+    pub const METRIC_NAME_BYTES: usize = 64;
+    /// A line of telemetry on standard input.
+    pub const LINE_BYTES: usize = 64 * 1024;
+    /// Distinct metrics in one window: beyond, a unit is closed early, then refused.
+    pub const UNIT_METRICS: usize = 512;
+    /// Sources in one unit, so that it stays below a frame.
+    pub const UNIT_SOURCES: usize = 4_096;
+    /// Ranges of sequences per source in one unit.
+    pub const UNIT_SPANS: usize = 64;
+    /// Samples in one offer.
+    pub const OFFER_SAMPLES: usize = 64;
+    /// Upward packets without a receipt, after which a node waits.
+    pub const IN_FLIGHT: u64 = 64;
+    /// Units a relay keeps until they are committed, and their bytes; the oldest leaves, its origins offer again.
+    pub const RELAY_UNITS: usize = 4_096;
+    pub const RELAY_BYTES: usize = 16 * 1024 * 1024;
+    /// Accounts that one origin may be bound to over time.
+    pub const BINDINGS: usize = 256;
+    /// Gaps per source in a commit table: keeps a root of 10,000 origins under 2 MB.
+    pub const GAPS: usize = 8;
+    /// Origins in a commit table.
+    pub const ORIGINS: usize = 65_536;
+    /// Marks in one frame.
+    pub const MARKS: usize = 1_024;
+    /// Sequence numbers reserved at a time, so that a restart never repeats one.
+    pub const SEQUENCE_BLOCK: u64 = 1_024;
+    /// Messages of data waiting in one mailbox; control waits behind no more than these.
+    pub const MAILBOX_DATA: usize = 256;
+    /// Messages of control waiting in one mailbox.
+    pub const MAILBOX_CONTROL: usize = 1_024;
+    /// Frames waiting to be written on one link.
+    pub const LINK_QUEUE: usize = 1_024;
+    /// Events kept for hosts that lag; a slower one is told how many it missed.
+    pub const EVENTS: usize = 1_024;
+    /// Events shown to who did not follow.
+    pub const EVENT_HISTORY: usize = 100;
+    /// How long one message may be handled before its actor counts as frozen.
+    pub const HANDLER_DEADLINE: Duration = Duration::from_secs(5);
+    /// Crashes granted within [`Self::RESTART_WINDOW`]; the next one escalates.
+    pub const RESTARTS: usize = 5;
+    pub const RESTART_WINDOW: Duration = Duration::from_secs(30);
+    /// How long a host's question may take.
+    pub const CALL: Duration = Duration::from_secs(5);
+    /// How long an ordered stop may take.
+    pub const STOP: Duration = Duration::from_secs(5);
+    /// A request on the control socket.
+    pub const REQUEST_BYTES: usize = 256 * 1024;
+    /// Clients of the control socket at once.
+    pub const CLIENTS: usize = 64;
+    /// A configuration or scenario file: 10,000 static peers take 1.3 MB.
+    pub const CONFIG_BYTES: u64 = 16 * 1024 * 1024;
+}

@@ -1,0 +1,404 @@
+//! Units: samples folded together, with the exact provenance that lets a root count each once.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::proto::account::AccountId;
+use crate::proto::ranges::RangeSet;
+use crate::proto::sample::Sample;
+
+/// A journal, numbered at random when it was created.
+pub type JournalId = u64;
+
+/// Where samples come from: a node's journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Source {
+    pub origin: NodeId,
+    pub journal: JournalId,
+}
+
+/// Statistics of one metric, exact and mergeable.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    pub count: u64,
+    pub sum: f64,
+    pub min: f64,
+    pub max: f64,
+    /// Sum of squared deviations from the mean, merged as Chan, Golub and LeVeque describe (1979).
+    deviation: f64,
+}
+
+impl Stats {
+    pub fn of(value: f64) -> Self {
+        Self { count: 1, sum: value, min: value, max: value, deviation: 0.0 }
+    }
+
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count as f64
+    }
+
+    /// Standard deviation.
+    pub fn spread(&self) -> f64 {
+        (self.deviation / self.count as f64).max(0.0).sqrt()
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        let (a, b) = (self.count as f64, other.count as f64);
+        let apart = other.mean() - self.mean();
+        self.deviation += other.deviation + apart * apart * a * b / (a + b);
+        self.count += other.count;
+        self.sum += other.sum;
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+    }
+
+    fn is_possible(&self) -> bool {
+        let finite = [self.sum, self.min, self.max, self.deviation].iter().all(|n| n.is_finite());
+        self.count > 0 && finite && self.min <= self.max && self.deviation >= 0.0
+    }
+}
+
+/// What samples add up to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Totals {
+    pub samples: u64,
+    pub metrics: BTreeMap<String, Stats>,
+}
+
+impl Totals {
+    pub fn add(&mut self, sample: &Sample) {
+        self.samples += 1;
+        for (name, value) in &sample.metrics {
+            match self.metrics.get_mut(name) {
+                Some(stats) => stats.merge(&Stats::of(*value)),
+                None => drop(self.metrics.insert(name.clone(), Stats::of(*value))),
+            }
+        }
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        self.samples += other.samples;
+        for (name, stats) in &other.metrics {
+            match self.metrics.get_mut(name) {
+                Some(known) => known.merge(stats),
+                None => drop(self.metrics.insert(name.clone(), *stats)),
+            }
+        }
+    }
+
+    fn is_possible(&self) -> bool {
+        let named = |name: &String| (1..=Limits::METRIC_NAME_BYTES).contains(&name.len());
+        self.metrics.len() <= Limits::UNIT_METRICS
+            && self
+                .metrics
+                .iter()
+                .all(|(name, stats)| named(name) && stats.is_possible() && stats.count <= self.samples)
+    }
+}
+
+/// Sequences of one source: those counted in the values, and those that never will be in this account.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spans {
+    pub counted: RangeSet,
+    pub void: RangeSet,
+}
+
+/// Which samples are in a unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance(pub BTreeMap<Source, Spans>);
+
+impl Provenance {
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.0
+            .iter()
+            .any(|(source, spans)| other.0.get(source).is_some_and(|theirs| spans.counted.intersects(&theirs.counted)))
+    }
+
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.0.iter().all(|(source, spans)| {
+            spans.counted.is_empty()
+                || other.0.get(source).is_some_and(|theirs| spans.counted.is_subset(&theirs.counted))
+        })
+    }
+
+    pub fn extend(&mut self, other: &Self) {
+        for (source, spans) in &other.0 {
+            let own = self.0.entry(*source).or_default();
+            own.counted.extend(&spans.counted);
+            own.void.extend(&spans.void);
+        }
+    }
+
+    pub fn samples(&self) -> u64 {
+        self.0.values().map(|spans| spans.counted.len()).sum()
+    }
+
+    pub fn is_possible(&self) -> bool {
+        let valid = |set: &RangeSet| set.is_valid(Limits::UNIT_SPANS);
+        self.0.len() <= Limits::UNIT_SOURCES && self.0.values().all(|s| valid(&s.counted) && valid(&s.void))
+    }
+}
+
+/// A fold of samples for one account, with where each came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unit {
+    pub account: AccountId,
+    pub provenance: Provenance,
+    pub totals: Totals,
+}
+
+impl Unit {
+    pub fn empty(account: AccountId) -> Self {
+        Self { account, provenance: Provenance::default(), totals: Totals::default() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.totals.samples == 0
+    }
+
+    /// Folds in one sample, which must not be in the unit yet.
+    pub fn add(&mut self, source: Source, sample: &Sample) {
+        self.provenance.0.entry(source).or_default().counted.insert(sample.sequence, sample.sequence);
+        self.totals.add(sample);
+    }
+
+    /// Folds in a unit, which must not overlap with this one.
+    pub fn merge(&mut self, other: &Self) {
+        self.provenance.extend(&other.provenance);
+        self.totals.merge(&other.totals);
+    }
+
+    /// What it takes in memory, about.
+    pub fn bytes(&self) -> usize {
+        128 + 120 * self.provenance.0.len() + 80 * self.totals.metrics.len()
+    }
+}
+
+/// A unit on a link, its sources named by slots of that link's dictionary.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WireUnit {
+    /// The sender's number for it.
+    pub number: u64,
+    pub account: AccountId,
+    /// Which dictionary of the sender's the slots belong to.
+    pub dictionary: u32,
+    /// Slots that are new with this unit, numbered on from those before.
+    pub fresh: Vec<Source>,
+    pub entries: Vec<WireSpans>,
+    pub totals: Totals,
+}
+
+/// Sequences of one slot; each range begins relative to where the last one of the slot ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireSpans {
+    pub slot: u32,
+    /// (start relative to the end before, length less one)
+    pub counted: Vec<(i64, u64)>,
+    pub void: Vec<(i64, u64)>,
+}
+
+impl WireUnit {
+    pub fn is_possible(&self) -> bool {
+        self.fresh.len() <= Limits::UNIT_SOURCES
+            && self.entries.len() <= Limits::UNIT_SOURCES
+            && self.entries.iter().all(|e| e.counted.len() <= Limits::UNIT_SPANS && e.void.len() <= Limits::UNIT_SPANS)
+            && self.totals.is_possible()
+    }
+}
+
+/// The sender's half of a link's dictionary.
+#[derive(Clone, Debug, Default)]
+pub struct Encoder {
+    dictionary: u32,
+    slots: BTreeMap<Source, (u32, u64)>,
+}
+
+impl Encoder {
+    /// Begins anew: a new attachment, or the far side has lost its half.
+    pub fn reset(&mut self) {
+        self.dictionary = self.dictionary.wrapping_add(1);
+        self.slots.clear();
+    }
+
+    pub fn encode(&mut self, number: u64, unit: &Unit) -> WireUnit {
+        if self.slots.len() + unit.provenance.0.len() > Limits::ORIGINS {
+            self.reset();
+        }
+        let mut fresh = Vec::new();
+        let mut entries = Vec::with_capacity(unit.provenance.0.len());
+        for (source, spans) in &unit.provenance.0 {
+            let next = self.slots.len() as u32;
+            let (slot, base) = self.slots.entry(*source).or_insert_with(|| {
+                fresh.push(*source);
+                (next, 0)
+            });
+            let counted = relative(&spans.counted, base);
+            let void = relative(&spans.void, &mut 0);
+            entries.push(WireSpans { slot: *slot, counted, void });
+        }
+        let totals = unit.totals.clone();
+        WireUnit { number, account: unit.account, dictionary: self.dictionary, fresh, entries, totals }
+    }
+}
+
+/// The receiver's half of a link's dictionary.
+#[derive(Clone, Debug, Default)]
+pub struct Decoder {
+    dictionary: Option<u32>,
+    slots: Vec<(Source, u64)>,
+}
+
+/// Why a unit was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It names slots of a dictionary that is not known here: the sender must begin anew.
+    Dictionary,
+    /// Its provenance is impossible, or does not fit its totals.
+    Impossible,
+}
+
+impl Decoder {
+    pub fn decode(&mut self, wire: WireUnit) -> Result<Unit, Unreadable> {
+        if self.dictionary != Some(wire.dictionary) {
+            // A dictionary is begun by a unit that brings all its sources along.
+            if wire.entries.len() != wire.fresh.len() {
+                return Err(Unreadable::Dictionary);
+            }
+            self.dictionary = Some(wire.dictionary);
+            self.slots.clear();
+        }
+        if self.slots.len() + wire.fresh.len() > Limits::ORIGINS {
+            return Err(Unreadable::Impossible);
+        }
+        self.slots.extend(wire.fresh.into_iter().map(|source| (source, 0)));
+        let mut provenance = Provenance::default();
+        for entry in wire.entries {
+            let (source, base) = self.slots.get_mut(entry.slot as usize).ok_or(Unreadable::Dictionary)?;
+            let counted = absolute(&entry.counted, base).ok_or(Unreadable::Impossible)?;
+            let void = absolute(&entry.void, &mut 0).ok_or(Unreadable::Impossible)?;
+            if provenance.0.insert(*source, Spans { counted, void }).is_some() {
+                return Err(Unreadable::Impossible);
+            }
+        }
+        if !provenance.is_possible() || provenance.samples() != wire.totals.samples {
+            return Err(Unreadable::Impossible);
+        }
+        Ok(Unit { account: wire.account, provenance, totals: wire.totals })
+    }
+}
+
+fn relative(set: &RangeSet, base: &mut u64) -> Vec<(i64, u64)> {
+    let step = |&(first, last): &(u64, u64)| {
+        let start = first.wrapping_sub(*base) as i64;
+        *base = last;
+        (start, last - first)
+    };
+    set.ranges().iter().map(step).collect()
+}
+
+fn absolute(ranges: &[(i64, u64)], base: &mut u64) -> Option<RangeSet> {
+    let mut set = RangeSet::new();
+    for &(start, length) in ranges {
+        let first = base.checked_add_signed(start)?;
+        let last = first.checked_add(length)?;
+        if first == 0 || last == u64::MAX || set.ranges().last().is_some_and(|&(_, end)| first <= end) {
+            return None;
+        }
+        set.insert(first, last);
+        *base = last;
+    }
+    Some(set)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+    use crate::proto::sample::Priority;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn source(n: u8) -> Source {
+        Source { origin: NodeId::from_bytes([n; 32]), journal: u64::from(n) }
+    }
+
+    fn sample(sequence: u64, value: f64) -> Sample {
+        Sample { sequence, priority: Priority::Normal, metrics: vec![("temperature".into(), value)] }
+    }
+
+    fn unit(samples: &[(u8, u64)]) -> Unit {
+        let mut unit = Unit::empty(AccountId([1; 16]));
+        for &(n, sequence) in samples {
+            unit.add(source(n), &sample(sequence, f64::from(n)));
+        }
+        unit
+    }
+
+    #[test]
+    fn a_dictionary_names_each_source_once() {
+        let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
+        for round in 0..5 {
+            let unit = unit(&[(1, round + 1), (2, 10 + round), (3, 1000 * (round + 1))]);
+            let wire = encoder.encode(round, &unit);
+            assert_eq!(wire.fresh.len(), if round == 0 { 3 } else { 0 });
+            assert_eq!(decoder.decode(wire).unwrap(), unit);
+        }
+    }
+
+    #[test]
+    fn a_lost_dictionary_is_noticed_and_begun_anew() {
+        let mut encoder = Encoder::default();
+        encoder.encode(0, &unit(&[(1, 1)]));
+        let mut decoder = Decoder::default();
+        let later = unit(&[(1, 2)]);
+        assert_eq!(decoder.decode(encoder.encode(1, &later)), Err(Unreadable::Dictionary));
+        encoder.reset();
+        assert_eq!(decoder.decode(encoder.encode(1, &later)), Ok(later));
+    }
+
+    #[test]
+    fn a_summary_of_a_hundred_members_is_small() {
+        let (mut encoder, mut size) = (Encoder::default(), 0);
+        for round in 0..2u64 {
+            let mut unit = Unit::empty(AccountId([1; 16]));
+            for n in 0..100 {
+                let first = 70_000 + round * 5;
+                for sequence in first..first + 5 {
+                    let metrics = (0..6).map(|m| (format!("metric-{m}"), f64::from(n))).collect();
+                    unit.add(source(n), &Sample { sequence, priority: Priority::Normal, metrics });
+                }
+            }
+            size = codec::encode(&encoder.encode(round, &unit)).len();
+        }
+        assert!(size <= 512 + 8 * 100, "{size} bytes");
+    }
+
+    #[test]
+    fn a_unit_that_claims_more_than_it_names_is_refused() {
+        let mut encoder = Encoder::default();
+        let mut wire = encoder.encode(0, &unit(&[(1, 1)]));
+        wire.totals.samples = 2;
+        assert_eq!(Decoder::default().decode(wire), Err(Unreadable::Impossible));
+    }
+
+    proptest! {
+        #[test]
+        fn statistics_do_not_depend_on_the_grouping(values in vec(-1e3..1e3f64, 2..40), cut in 1usize..39) {
+            let cut = cut.min(values.len() - 1);
+            let fold = |values: &[f64]| {
+                values.iter().map(|v| Stats::of(*v)).reduce(|mut a, b| { a.merge(&b); a }).unwrap()
+            };
+            let (whole, mut left) = (fold(&values), fold(&values[..cut]));
+            left.merge(&fold(&values[cut..]));
+            prop_assert_eq!((whole.count, whole.min, whole.max), (left.count, left.min, left.max));
+            prop_assert!((whole.sum - left.sum).abs() < 1e-6);
+            prop_assert!((whole.spread() - left.spread()).abs() < 1e-6);
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let direct = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
+            prop_assert!((whole.spread() - direct).abs() < 1e-6);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The neighbours a node has heard, and how alive each is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::proto::beacon::Beacon;
+use crate::time::Time;
+
+/// What became of a beacon that was heard.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Observation {
+    /// A node not heard before, or not lately.
+    Seen(Arc<Beacon>),
+    /// News of a known node. Says whether anything but its sequence changed.
+    Renewed { beacon: Arc<Beacon>, changed: bool },
+    /// The node said goodbye, or was silent for longer than its time to live.
+    Expired(NodeId),
+}
+
+/// How alive a neighbour is, judged by the age of its last new sequence number on our own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vitality {
+    Alive,
+    /// Two thirds of its time to live have passed in silence.
+    Suspect,
+    Expired,
+    /// It said goodbye.
+    Left,
+}
+
+/// A node that was heard.
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    pub beacon: Arc<Beacon>,
+    pub heard: Time,
+}
+
+impl Neighbour {
+    pub fn vitality(&self, now: Time) -> Vitality {
+        let (age, ttl) = (now.since(self.heard), Duration::from_secs(u64::from(self.beacon.ttl_s)));
+        match () {
+            () if ttl.is_zero() => Vitality::Left,
+            () if age > ttl => Vitality::Expired,
+            () if age > ttl * 2 / 3 => Vitality::Suspect,
+            () => Vitality::Alive,
+        }
+    }
+
+    /// Whether decisions may rely on it: an age of exactly its time to live still counts.
+    pub fn is_fresh(&self, now: Time) -> bool {
+        matches!(self.vitality(now), Vitality::Alive | Vitality::Suspect)
+    }
+}
+
+/// All neighbours, bounded by [`Limits::NEIGHBOURS`].
+#[derive(Clone, Debug, Default)]
+pub struct Neighbours(BTreeMap<NodeId, Neighbour>);
+
+impl Neighbours {
+    /// Takes in a beacon; `None` if it is not newer than what is known.
+    pub fn observe(&mut self, now: Time, beacon: Arc<Beacon>) -> Option<Observation> {
+        let id = beacon.id;
+        if let Some(known) = self.0.get_mut(&id) {
+            if beacon.version() <= known.beacon.version() {
+                return None;
+            }
+            let was_fresh = known.is_fresh(now);
+            let changed = !says_the_same(&known.beacon, &beacon);
+            *known = Neighbour { beacon: beacon.clone(), heard: now };
+            return Some(match (beacon.ttl_s, was_fresh) {
+                (0, _) => Observation::Expired(id),
+                (_, true) => Observation::Renewed { beacon, changed },
+                (_, false) => Observation::Seen(beacon),
+            });
+        }
+        if self.0.len() >= Limits::NEIGHBOURS {
+            self.drop_oldest();
+        }
+        self.0.insert(id, Neighbour { beacon: beacon.clone(), heard: now });
+        (beacon.ttl_s > 0).then_some(Observation::Seen(beacon))
+    }
+
+    /// Forgets who has been silent for twice its time to live and reports whom that concerns.
+    ///
+    /// They are kept that long so that a late repetition of an old beacon is still recognised as old.
+    pub fn sweep(&mut self, now: Time) -> Vec<NodeId> {
+        let keep = |n: &Neighbour| now.since(n.heard) <= Duration::from_secs(u64::from(n.beacon.ttl_s).max(30)) * 2;
+        let gone: Vec<_> = self.0.iter().filter(|(_, n)| !keep(n)).map(|(&id, _)| id).collect();
+        for id in &gone {
+            self.0.remove(id);
+        }
+        gone
+    }
+
+    pub fn get(&self, id: &NodeId) -> Option<&Neighbour> {
+        self.0.get(id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&NodeId, &Neighbour)> {
+        self.0.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// After a restart nobody has been silent longer than the restart took: everyone gets one time to live.
+    pub fn forgive(&mut self, now: Time) {
+        for neighbour in self.0.values_mut().filter(|n| n.is_fresh(n.heard)) {
+            neighbour.heard = now;
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let oldest = self.0.iter().min_by_key(|(_, n)| n.heard).map(|(&id, _)| id);
+        if let Some(id) = oldest {
+            self.0.remove(&id);
+        }
+    }
+}
+
+fn says_the_same(a: &Beacon, b: &Beacon) -> bool {
+    a.level == b.level
+        && a.effective_level == b.effective_level
+        && a.role == b.role
+        && a.rank == b.rank
+        && a.parent == b.parent
+        && a.root == b.root
+        && a.free_slots == b.free_slots
+        && a.can_parent == b.can_parent
+        && a.operational == b.operational
+        && a.parent_priority == b.parent_priority
+        && a.mobility == b.mobility
+        && a.resources == b.resources
+        && a.capabilities == b.capabilities
+        && a.position == b.position
+        && a.addresses == b.addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Keypair;
+    use crate::proto::beacon::tests::sample;
+
+    fn at(seconds: u64) -> Time {
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    fn beacon(sequence: u64) -> Arc<Beacon> {
+        Arc::new(Beacon { sequence, ..sample(&Keypair::from_seed([1; 32])) })
+    }
+
+    #[test]
+    fn an_older_sequence_never_replaces_a_newer_one() {
+        let mut table = Neighbours::default();
+        assert!(matches!(table.observe(at(0), beacon(5)), Some(Observation::Seen(_))));
+        assert_eq!(table.observe(at(1), beacon(4)), None);
+        assert_eq!(table.observe(at(1), beacon(5)), None);
+        assert!(matches!(table.observe(at(2), beacon(6)), Some(Observation::Renewed { changed: false, .. })));
+        let mut restarted = (*beacon(1)).clone();
+        restarted.incarnation += 1;
+        assert!(table.observe(at(3), Arc::new(restarted)).is_some());
+    }
+
+    #[test]
+    fn age_counts_from_the_last_new_sequence() {
+        let mut table = Neighbours::default();
+        table.observe(at(0), beacon(5));
+        table.observe(at(29), beacon(5));
+        let id = beacon(5).id;
+        assert!(table.get(&id).unwrap().is_fresh(at(30)));
+        assert_eq!(table.get(&id).unwrap().vitality(at(21)), Vitality::Suspect);
+        assert!(!table.get(&id).unwrap().is_fresh(at(30) + Duration::from_micros(1)));
+        assert_eq!(table.sweep(at(60)), []);
+        assert_eq!(table.sweep(at(61)), [id]);
+    }
+
+    #[test]
+    fn a_goodbye_is_believed_at_once() {
+        let mut table = Neighbours::default();
+        table.observe(at(0), beacon(5));
+        let goodbye = Arc::new(Beacon { ttl_s: 0, ..(*beacon(6)).clone() });
+        assert_eq!(table.observe(at(1), goodbye.clone()), Some(Observation::Expired(goodbye.id)));
+        assert_eq!(table.get(&goodbye.id).unwrap().vitality(at(1)), Vitality::Left);
+        assert_eq!(table.observe(at(2), beacon(5)), None);
+    }
+}

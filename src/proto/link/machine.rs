@@ -1,0 +1,588 @@
+//! The link machine: which connections there are, which of them is the link to a peer, and whom to dial.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg32;
+
+use crate::id::{FormationId, NodeId, NodeName};
+use crate::level::Level;
+use crate::limits::Limits;
+use crate::proto::budget::Backoff;
+use crate::proto::frame::Frame;
+use crate::proto::link::{Beat, CloseReason, ConnId, Detector, Hello, Watch};
+use crate::proto::topology::View;
+use crate::time::Time;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub me: NodeId,
+    pub name: NodeName,
+    pub level: Level,
+    pub formation: FormationId,
+    pub incarnation: u64,
+    /// Between heartbeats on links of the tree.
+    pub heartbeat: Duration,
+    pub backoff: Backoff,
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Discovery or a beacon says where a peer is. Static peers are introduced to; others only remembered.
+    Known {
+        peer: NodeId,
+        addresses: Vec<SocketAddr>,
+        introduce: bool,
+    },
+    /// The node's place in the tree: whom links are needed to, and whether to look for others.
+    Placed(Arc<View>),
+    /// The host wants a link, or wants it closed.
+    Connect(NodeId),
+    Disconnect(NodeId),
+    Dialled {
+        peer: NodeId,
+        conn: ConnId,
+    },
+    DialFailed {
+        peer: NodeId,
+        error: String,
+    },
+    Accepted {
+        peer: NodeId,
+        conn: ConnId,
+    },
+    Closed {
+        conn: ConnId,
+        reason: String,
+    },
+    /// Any frame but a router's, which has its own way.
+    Frame {
+        conn: ConnId,
+        frame: Frame,
+    },
+    Beat {
+        conn: ConnId,
+        beat: Beat,
+    },
+    /// A router's frame came: a sign of life.
+    Heard(ConnId),
+    /// The connections that exist, after a restart of this machine.
+    Resume(BTreeSet<ConnId>),
+    /// Somebody who restarted wants to know the links.
+    Replay,
+    Leave,
+}
+
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Dial {
+        peer: NodeId,
+        addresses: Vec<SocketAddr>,
+    },
+    Send {
+        conn: ConnId,
+        frame: Frame,
+    },
+    SendBeat {
+        conn: ConnId,
+        beat: Beat,
+    },
+    Close {
+        conn: ConnId,
+        reason: CloseReason,
+    },
+    /// The link to a peer is this connection now.
+    Up {
+        peer: NodeId,
+        conn: ConnId,
+        hello: Hello,
+    },
+    Down {
+        peer: NodeId,
+        reason: String,
+    },
+    /// A frame for another machine, over a link that is up.
+    Control {
+        peer: NodeId,
+        frame: Frame,
+    },
+    Unreachable {
+        peer: NodeId,
+        reason: String,
+    },
+    /// All links that are up.
+    Links(BTreeMap<NodeId, NodeName>),
+    Dropped(&'static str),
+}
+
+/// A connection, greeted or not.
+#[derive(Clone, Debug)]
+struct Conn {
+    peer: NodeId,
+    dialled: bool,
+    opened: Time,
+}
+
+/// A link that is up.
+#[derive(Clone, Debug)]
+struct Link {
+    conn: ConnId,
+    hello: Hello,
+    detector: Option<Detector>,
+    /// Since when nobody here needs it.
+    idle_since: Option<Time>,
+}
+
+/// A peer that may be dialled.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    addresses: Vec<SocketAddr>,
+    introduce: bool,
+    failures: u32,
+    not_before: Time,
+}
+
+#[derive(Clone, Debug)]
+pub struct Machine {
+    settings: Settings,
+    known: BTreeMap<NodeId, Known>,
+    conns: BTreeMap<ConnId, Conn>,
+    links: BTreeMap<NodeId, Link>,
+    dialling: BTreeSet<NodeId>,
+    queue: VecDeque<NodeId>,
+    /// What the host asked for beside what the tree needs.
+    requested: BTreeSet<NodeId>,
+    view: Arc<View>,
+    tree: BTreeSet<NodeId>,
+    hellos: u64,
+    seek_at: Time,
+    seek_after: Option<NodeId>,
+    introduce_at: Time,
+    leaving: bool,
+    rng: Pcg32,
+}
+
+/// How often a node without a place looks whether somebody it was told of can be introduced to.
+const INTRODUCE: Duration = Duration::from_millis(250);
+
+impl Machine {
+    pub fn new(now: Time, settings: Settings, view: Arc<View>) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            links: BTreeMap::new(),
+            dialling: BTreeSet::new(),
+            queue: VecDeque::new(),
+            requested: BTreeSet::new(),
+            view,
+            tree: BTreeSet::new(),
+            // A machine that starts cold within one process says later hellos than before.
+            hellos: now.as_micros(),
+            seek_at: now + Duration::from_secs(1),
+            seek_after: None,
+            introduce_at: now,
+            leaving: false,
+            rng: Pcg32::seed_from_u64(settings.seed),
+            settings,
+        }
+    }
+
+    /// Goes on from a snapshot; which of its connections still exist is told by [`Input::Resume`].
+    pub fn recover(now: Time, snapshot: &Self) -> Self {
+        let mut machine = snapshot.clone();
+        machine.hellos = machine.hellos.max(now.as_micros());
+        machine.dialling.clear();
+        machine.queue.clear();
+        for link in machine.links.values_mut() {
+            if let Some(detector) = &mut link.detector {
+                detector.heard(now);
+            }
+        }
+        machine
+    }
+
+    /// The peers whose links are up.
+    pub fn up(&self) -> BTreeMap<NodeId, NodeName> {
+        self.links.iter().map(|(&peer, link)| (peer, link.hello.name.clone())).collect()
+    }
+
+    pub fn known(&self) -> impl Iterator<Item = (&NodeId, &[SocketAddr])> {
+        self.known.iter().map(|(id, known)| (id, known.addresses.as_slice()))
+    }
+
+    pub fn conn_of(&self, peer: &NodeId) -> Option<ConnId> {
+        self.links.get(peer).map(|link| link.conn)
+    }
+
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Known { peer, addresses, introduce } => self.learn(peer, addresses, introduce, effects),
+            Input::Placed(view) => self.placed(now, view, effects),
+            Input::Connect(peer) => {
+                self.requested.insert(peer);
+                self.dial(peer, effects);
+            }
+            Input::Disconnect(peer) => {
+                self.requested.remove(&peer);
+                self.end(now, peer, CloseReason::Disconnected, effects);
+            }
+            Input::Dialled { peer, conn } => self.dialled(now, peer, conn, effects),
+            Input::DialFailed { peer, error } => self.dial_failed(now, peer, error, effects),
+            Input::Accepted { peer, conn } => self.accepted(now, peer, conn, effects),
+            Input::Closed { conn, reason } => self.closed(now, conn, &reason, effects),
+            Input::Frame { conn, frame } => self.frame(now, conn, frame, effects),
+            Input::Beat { conn, beat } => self.beat(now, conn, beat, effects),
+            Input::Heard(conn) => self.heard(now, conn),
+            Input::Resume(existing) => self.resume(now, &existing, effects),
+            Input::Replay => effects.push(Effect::Links(self.up())),
+            Input::Leave => {
+                self.leaving = true;
+                let all: Vec<_> = self.conns.keys().copied().collect();
+                for conn in all {
+                    self.close(conn, CloseReason::Leaving, effects);
+                }
+                self.links.clear();
+            }
+        }
+    }
+
+    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.leaving {
+            return;
+        }
+        self.watch(now, effects);
+        self.close_silent(now, effects);
+        self.close_idle(now, effects);
+        if now >= self.introduce_at {
+            let settled = !self.tree.is_empty() && self.view.wanted.iter().all(|peer| self.links.contains_key(peer));
+            self.introduce_at = now + if settled { INTRODUCE * 4 } else { INTRODUCE };
+            self.introduce(now, effects);
+            self.redial(now, effects);
+        }
+        self.seek(now, effects);
+    }
+
+    pub fn deadline(&self) -> Option<Time> {
+        if self.leaving {
+            return None;
+        }
+        let watched = self.links.values().filter_map(|link| link.detector.as_ref().map(Detector::deadline));
+        watched.chain([self.introduce_at]).min()
+    }
+
+    fn learn(&mut self, peer: NodeId, addresses: Vec<SocketAddr>, introduce: bool, effects: &mut Vec<Effect>) {
+        if peer == self.settings.me {
+            return;
+        }
+        if !self.known.contains_key(&peer) && self.known.len() >= Limits::KNOWN_PEERS {
+            return effects.push(Effect::Dropped("known_peers_full"));
+        }
+        let known = self.known.entry(peer).or_default();
+        known.introduce |= introduce;
+        let news: Vec<_> = addresses.into_iter().filter(|address| !known.addresses.contains(address)).collect();
+        if !news.is_empty() {
+            known.addresses.splice(0..0, news);
+            known.addresses.truncate(Limits::ADDRESSES);
+            known.not_before = Time::ZERO;
+        }
+    }
+
+    fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
+        self.view = view;
+        self.tree = self.view.tree_peers();
+        for peer in self.view.wanted.clone() {
+            if !self.links.contains_key(&peer) && self.known.get(&peer).is_none_or(|k| now >= k.not_before) {
+                self.dial(peer, effects);
+            }
+        }
+        self.queue.retain(|peer| self.view.wanted.contains(peer) || self.requested.contains(peer));
+        let peers: Vec<_> = self.links.keys().copied().collect();
+        for peer in peers {
+            self.refresh_need(now, peer);
+        }
+    }
+
+    fn needs(&self, peer: &NodeId) -> bool {
+        self.view.wanted.contains(peer) || self.tree.contains(peer) || self.requested.contains(peer)
+    }
+
+    fn refresh_need(&mut self, now: Time, peer: NodeId) {
+        let (needed, watched) = (self.needs(&peer), self.tree.contains(&peer));
+        let heartbeat = self.settings.heartbeat;
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        link.idle_since = if needed { None } else { link.idle_since.or(Some(now)) };
+        match (watched, &link.detector) {
+            (true, None) => link.detector = Some(Detector::new(now, heartbeat)),
+            (false, Some(_)) => link.detector = None,
+            _ => {}
+        }
+    }
+
+    fn dial(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
+        let pending = self.conns.values().any(|conn| conn.peer == peer && conn.dialled);
+        if self.leaving || peer == self.settings.me || self.links.contains_key(&peer) || pending {
+            return;
+        }
+        if self.dialling.contains(&peer) || self.queue.contains(&peer) {
+            return;
+        }
+        if self.dialling.len() >= Limits::DIALS {
+            return self.queue.push_back(peer);
+        }
+        self.dialling.insert(peer);
+        let addresses = self.known.get(&peer).map(|known| known.addresses.clone()).unwrap_or_default();
+        effects.push(Effect::Dial { peer, addresses });
+    }
+
+    fn dial_ended(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
+        self.dialling.remove(&peer);
+        if let Some(next) = self.queue.pop_front() {
+            self.dial(next, effects);
+        }
+    }
+
+    fn dialled(&mut self, now: Time, peer: NodeId, conn: ConnId, effects: &mut Vec<Effect>) {
+        self.dial_ended(peer, effects);
+        if self.links.contains_key(&peer) || self.leaving {
+            return effects.push(Effect::Close { conn, reason: CloseReason::Duplicate });
+        }
+        self.conns.insert(conn, Conn { peer, dialled: true, opened: now });
+        self.greet(conn, effects);
+    }
+
+    fn dial_failed(&mut self, now: Time, peer: NodeId, error: String, effects: &mut Vec<Effect>) {
+        self.dial_ended(peer, effects);
+        if self.links.contains_key(&peer) {
+            return;
+        }
+        if let Some(known) = self.known.get_mut(&peer) {
+            known.not_before = now + self.settings.backoff.jittered(known.failures, &mut self.rng);
+            known.failures = known.failures.saturating_add(1);
+        }
+        effects.push(Effect::Unreachable { peer, reason: error });
+    }
+
+    fn accepted(&mut self, now: Time, peer: NodeId, conn: ConnId, effects: &mut Vec<Effect>) {
+        let ungreeted = self.conns.len().saturating_sub(self.links.len());
+        if self.leaving || self.conns.len() >= Limits::CONNECTIONS || ungreeted >= Limits::UNGREETED {
+            return effects.push(Effect::Close { conn, reason: CloseReason::Crowded });
+        }
+        self.conns.insert(conn, Conn { peer, dialled: false, opened: now });
+    }
+
+    fn greet(&mut self, conn: ConnId, effects: &mut Vec<Effect>) {
+        self.hellos += 1;
+        let settings = &self.settings;
+        let hello = Hello {
+            formation: settings.formation,
+            name: settings.name.clone(),
+            level: settings.level,
+            incarnation: settings.incarnation,
+            count: self.hellos,
+        };
+        effects.push(Effect::Send { conn, frame: Frame::Hello(hello) });
+    }
+
+    fn frame(&mut self, now: Time, conn: ConnId, frame: Frame, effects: &mut Vec<Effect>) {
+        let Some(peer) = self.conns.get(&conn).map(|known| known.peer) else {
+            return effects.push(Effect::Dropped("frame_after_close"));
+        };
+        self.heard(now, conn);
+        match frame {
+            Frame::Hello(hello) => self.hello(now, peer, conn, hello, effects),
+            frame if self.links.get(&peer).is_some_and(|link| link.conn == conn) => {
+                effects.push(Effect::Control { peer, frame });
+            }
+            _ => effects.push(Effect::Dropped("frame_before_hello")),
+        }
+    }
+
+    fn hello(&mut self, now: Time, peer: NodeId, conn: ConnId, hello: Hello, effects: &mut Vec<Effect>) {
+        if hello.formation != self.settings.formation {
+            return self.drop_conn(now, conn, CloseReason::Foreign, effects);
+        }
+        if let Some(link) = self.links.get(&peer) {
+            if link.conn == conn || hello.version() <= link.hello.version() {
+                return self.drop_conn(now, conn, CloseReason::Superseded, effects);
+            }
+        }
+        let dialled = self.conns[&conn].dialled;
+        if !dialled {
+            let mine = self.conns.iter().find(|(id, c)| **id != conn && c.peer == peer && c.dialled);
+            let mine = mine.map(|(&id, _)| id);
+            let greeted = self.links.contains_key(&peer);
+            let dialling = self.dialling.contains(&peer) || mine.is_some();
+            if dialling && !greeted && self.settings.me < peer {
+                return self.drop_conn(now, conn, CloseReason::Duplicate, effects);
+            }
+            if let Some(mine) = mine.filter(|_| !greeted) {
+                self.close(mine, CloseReason::Duplicate, effects);
+            }
+            self.greet(conn, effects);
+        }
+        self.establish(now, peer, conn, hello, effects);
+    }
+
+    fn establish(&mut self, now: Time, peer: NodeId, conn: ConnId, hello: Hello, effects: &mut Vec<Effect>) {
+        if let Some(old) = self.links.remove(&peer) {
+            effects.push(Effect::Down { peer, reason: "superseded by a newer connection".into() });
+            self.close(old.conn, CloseReason::Superseded, effects);
+        }
+        self.links.insert(peer, Link { conn, hello: hello.clone(), detector: None, idle_since: None });
+        if let Some(known) = self.known.get_mut(&peer) {
+            (known.failures, known.not_before) = (0, Time::ZERO);
+        }
+        self.refresh_need(now, peer);
+        effects.push(Effect::Up { peer, conn, hello });
+    }
+
+    fn beat(&mut self, now: Time, conn: ConnId, beat: Beat, effects: &mut Vec<Effect>) {
+        let Some(link) = self.link_over(conn) else { return };
+        let answer = match &mut link.detector {
+            Some(detector) => detector.beat(now, beat),
+            // The far side leans on a link that we do not: it is still told that we live.
+            None => beat.probe.then_some(Beat { sequence: 0, echo: beat.sequence, probe: false }),
+        };
+        effects.extend(answer.map(|beat| Effect::SendBeat { conn, beat }));
+    }
+
+    fn heard(&mut self, now: Time, conn: ConnId) {
+        if let Some(detector) = self.link_over(conn).and_then(|link| link.detector.as_mut()) {
+            detector.heard(now);
+        }
+    }
+
+    fn link_over(&mut self, conn: ConnId) -> Option<&mut Link> {
+        let peer = self.conns.get(&conn)?.peer;
+        self.links.get_mut(&peer).filter(|link| link.conn == conn)
+    }
+
+    fn closed(&mut self, now: Time, conn: ConnId, reason: &str, effects: &mut Vec<Effect>) {
+        let Some(Conn { peer, dialled, .. }) = self.conns.remove(&conn) else { return };
+        if self.links.get(&peer).is_some_and(|link| link.conn == conn) {
+            self.links.remove(&peer);
+            effects.push(Effect::Down { peer, reason: reason.to_owned() });
+        } else if dialled && !self.links.contains_key(&peer) && reason != CloseReason::Duplicate.label() {
+            // The far side refused before it said hello.
+            self.dial_failed(now, peer, reason.to_owned(), effects);
+        }
+    }
+
+    fn drop_conn(&mut self, now: Time, conn: ConnId, reason: CloseReason, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Close { conn, reason });
+        self.closed(now, conn, reason.label(), effects);
+    }
+
+    fn close(&mut self, conn: ConnId, reason: CloseReason, effects: &mut Vec<Effect>) {
+        if self.conns.remove(&conn).is_some() {
+            effects.push(Effect::Close { conn, reason });
+        }
+    }
+
+    fn end(&mut self, now: Time, peer: NodeId, reason: CloseReason, effects: &mut Vec<Effect>) {
+        if let Some(conn) = self.conn_of(&peer) {
+            self.drop_conn(now, conn, reason, effects);
+        }
+    }
+
+    fn resume(&mut self, now: Time, existing: &BTreeSet<ConnId>, effects: &mut Vec<Effect>) {
+        let gone: Vec<_> = self.conns.keys().filter(|conn| !existing.contains(conn)).copied().collect();
+        for conn in gone {
+            self.closed(now, conn, "ended during a restart", effects);
+        }
+        for &conn in existing.iter().filter(|conn| !self.conns.contains_key(conn)) {
+            effects.push(Effect::Close { conn, reason: CloseReason::Restarted });
+        }
+        effects.push(Effect::Links(self.up()));
+    }
+
+    fn watch(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let mut lost = Vec::new();
+        for (&peer, link) in &mut self.links {
+            let Some(detector) = &mut link.detector else { continue };
+            match detector.tick(now) {
+                Some(Watch::Send(beat)) => effects.push(Effect::SendBeat { conn: link.conn, beat }),
+                Some(Watch::Lost) => lost.push(peer),
+                None => {}
+            }
+        }
+        for peer in lost {
+            self.end(now, peer, CloseReason::Lost, effects);
+        }
+    }
+
+    fn close_silent(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let silent = |(id, conn): (&ConnId, &Conn)| {
+            let greeted = self.links.get(&conn.peer).is_some_and(|link| link.conn == *id);
+            (!greeted && now.since(conn.opened) > Limits::GREETING).then_some(*id)
+        };
+        let silent: Vec<_> = self.conns.iter().filter_map(silent).collect();
+        for conn in silent {
+            self.drop_conn(now, conn, CloseReason::Silent, effects);
+        }
+    }
+
+    fn close_idle(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let idle = |link: &Link| link.idle_since.is_some_and(|since| now.since(since) > Limits::IDLE_LINK);
+        let idle: Vec<_> = self.links.iter().filter(|(_, link)| idle(link)).map(|(&peer, _)| peer).collect();
+        for peer in idle {
+            self.end(now, peer, CloseReason::Idle, effects);
+        }
+    }
+
+    /// A node without a place in the tree makes itself known to a few of the peers it was given.
+    fn introduce(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if !self.tree.is_empty() {
+            return;
+        }
+        let missing = Limits::INTRODUCTIONS.saturating_sub(self.links.len());
+        let room = Limits::DIALS.saturating_sub(self.dialling.len());
+        if missing == 0 || room == 0 {
+            return;
+        }
+        let willing = self.known.iter().filter(|(peer, known)| {
+            known.introduce
+                && now >= known.not_before
+                && !self.links.contains_key(peer)
+                && !self.dialling.contains(peer)
+        });
+        let chosen: Vec<_> = willing.take(room).map(|(&peer, _)| peer).collect();
+        for peer in chosen {
+            self.dial(peer, effects);
+        }
+    }
+
+    /// What the tree or the host needs and is not up is dialled again when its backoff has passed.
+    fn redial(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let missing = |peer: &&NodeId| {
+            !self.links.contains_key(*peer) && self.known.get(*peer).is_none_or(|known| now >= known.not_before)
+        };
+        let missing: Vec<_> = self.view.wanted.iter().chain(&self.requested).filter(missing).copied().collect();
+        for peer in missing {
+            self.dial(peer, effects);
+        }
+    }
+
+    /// A root or a detached node looks for somebody outside, one remembered peer at a time, in turn.
+    fn seek(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Some(interval) = self.view.seek else { return };
+        if now < self.seek_at {
+            return;
+        }
+        self.seek_at = now + interval.mul_f64(self.rng.random_range(0.75..1.0));
+        let outside = |peer: &&NodeId| !self.links.contains_key(*peer) && !self.view.descendants.contains_key(*peer);
+        let after = self.seek_after;
+        let later = self.known.keys().filter(|peer| after.is_none_or(|after| **peer > after)).find(outside);
+        let Some(&next) = later.or_else(|| self.known.keys().find(outside)) else { return };
+        self.seek_after = Some(next);
+        self.dial(next, effects);
+    }
+}

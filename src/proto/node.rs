@@ -1,0 +1,348 @@
+//! Which effect of which machine is input of which: said once, for the node and for the simulator.
+//!
+//! The actors turn each [`Step`] into a message or an action; [`Node`] runs all machines in one place, for the
+//! simulator, until nothing is left to do but what concerns the world.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{NodeId, NodeName};
+use crate::proto::beacon::{self, Beacon, Description};
+use crate::proto::durable::{Durable, Record};
+use crate::proto::event::Event;
+use crate::proto::frame::Frame;
+use crate::proto::link::{self, Beat, CloseReason, ConnId};
+use crate::proto::packet::Command;
+use crate::proto::router::{self, Outcome, PublishError, Published};
+use crate::proto::topology::{self, View};
+use crate::time::{Time, earliest};
+
+/// The machines of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Part {
+    Links,
+    Beacon,
+    Topology,
+    Router,
+}
+
+/// An input for one of the machines.
+#[derive(Clone, Debug)]
+pub enum Input {
+    Links(link::Input),
+    Beacon(beacon::Input),
+    Topology(topology::Input),
+    Router(router::Input),
+}
+
+/// What concerns the world outside the machines.
+#[derive(Clone, Debug)]
+pub enum Output {
+    Dial {
+        peer: NodeId,
+        addresses: Vec<SocketAddr>,
+    },
+    /// On a connection, greeted or not.
+    Send {
+        conn: ConnId,
+        frame: Frame,
+    },
+    SendBeat {
+        conn: ConnId,
+        beat: Beat,
+    },
+    Close {
+        conn: ConnId,
+        reason: CloseReason,
+    },
+    /// The link to a peer is this connection now.
+    LinkUp {
+        peer: NodeId,
+        conn: ConnId,
+    },
+    LinkDown {
+        peer: NodeId,
+    },
+    /// Over the link to a peer, if it is up.
+    SendTo {
+        peer: NodeId,
+        frame: Frame,
+    },
+    Broadcast(Arc<Beacon>),
+    Persist {
+        ticket: u64,
+        records: Vec<Record>,
+    },
+    Published {
+        request: u64,
+        result: Result<Published, PublishError>,
+    },
+    Deliver(Command),
+    Concluded {
+        request: u64,
+        outcome: Outcome,
+    },
+    /// For whoever reads the node's place in the tree.
+    View(Arc<View>),
+    Event(Event),
+    Dropped(&'static str),
+    Swept(Part, usize),
+}
+
+/// What an effect leads to.
+#[derive(Clone, Debug)]
+pub enum Step {
+    To(Input),
+    Out(Output),
+}
+
+fn to_links(input: link::Input) -> Step {
+    Step::To(Input::Links(input))
+}
+
+fn to_topology(input: topology::Input) -> Step {
+    Step::To(Input::Topology(input))
+}
+
+/// What effects of the link machine lead to.
+pub fn after_links(effect: link::Effect, then: &mut impl FnMut(Step)) {
+    use link::Effect::*;
+    match effect {
+        Dial { peer, addresses } => then(Step::Out(Output::Dial { peer, addresses })),
+        Send { conn, frame } => then(Step::Out(Output::Send { conn, frame })),
+        SendBeat { conn, beat } => then(Step::Out(Output::SendBeat { conn, beat })),
+        Close { conn, reason } => then(Step::Out(Output::Close { conn, reason })),
+        Up { peer, conn, hello } => {
+            then(Step::Out(Output::LinkUp { peer, conn }));
+            then(to_topology(topology::Input::LinkUp(peer, hello.name)));
+            then(Step::To(Input::Beacon(beacon::Input::LinkUp(peer))));
+        }
+        Down { peer, reason } => {
+            then(Step::Out(Output::LinkDown { peer }));
+            then(to_topology(topology::Input::LinkDown(peer, reason)));
+        }
+        Control { peer, frame } => match frame {
+            Frame::Topology(frame) => then(to_topology(topology::Input::Frame(peer, frame))),
+            Frame::Beacon(beacon) => then(Step::To(Input::Beacon(beacon::Input::Heard(beacon)))),
+            Frame::Router(frame) => then(Step::To(Input::Router(router::Input::Frame { from: peer, frame }))),
+            Frame::Hello(_) => {}
+        },
+        Unreachable { peer, reason } => then(to_topology(topology::Input::Unreachable(peer, reason))),
+        Links(up) => then(to_topology(topology::Input::Links(up))),
+        Dropped(why) => then(Step::Out(Output::Dropped(why))),
+    }
+}
+
+/// What effects of the beacon machine lead to.
+pub fn after_beacon(effect: beacon::Effect, then: &mut impl FnMut(Step)) {
+    use beacon::Effect::*;
+    match effect {
+        Broadcast(beacon) => then(Step::Out(Output::Broadcast(beacon))),
+        SendTo(peer, beacon) => then(Step::Out(Output::SendTo { peer, frame: Frame::Beacon(beacon) })),
+        Observed(observation) => then(to_topology(topology::Input::Observed(observation))),
+        Located(peer, addresses) => {
+            then(to_links(link::Input::Known { peer, addresses, introduce: false }));
+        }
+        Described(description) => then(to_topology(topology::Input::Described(description))),
+        Dropped(why) => then(Step::Out(Output::Dropped(why))),
+        Swept(count) => then(Step::Out(Output::Swept(Part::Beacon, count))),
+    }
+}
+
+/// What effects of the topology machine lead to.
+pub fn after_topology(effect: topology::Effect, then: &mut impl FnMut(Step)) {
+    use topology::Effect::*;
+    match effect {
+        Send(peer, frame) => then(Step::Out(Output::SendTo { peer, frame: Frame::Topology(frame) })),
+        View(view) => {
+            then(Step::Out(Output::View(view.clone())));
+            then(to_links(link::Input::Placed(view.clone())));
+            then(Step::To(Input::Beacon(beacon::Input::Placed(view.clone()))));
+            then(Step::To(Input::Router(router::Input::Placed(view))));
+        }
+        Event(event) => then(Step::Out(Output::Event(event))),
+        Dropped(why) => then(Step::Out(Output::Dropped(why))),
+    }
+}
+
+/// What effects of the router machine lead to.
+pub fn after_router(effect: router::Effect, then: &mut impl FnMut(Step)) {
+    use router::Effect::*;
+    match effect {
+        Send { peer, frame } => then(Step::Out(Output::SendTo { peer, frame: Frame::Router(frame) })),
+        Persist { ticket, records } => then(Step::Out(Output::Persist { ticket, records })),
+        Published { request, result } => then(Step::Out(Output::Published { request, result })),
+        Deliver(command) => then(Step::Out(Output::Deliver(command))),
+        Concluded { request, outcome } => then(Step::Out(Output::Concluded { request, outcome })),
+        Stale(child) => then(to_topology(topology::Input::Stale(child))),
+        Event(event) => then(Step::Out(Output::Event(event))),
+        Dropped(why) => then(Step::Out(Output::Dropped(why))),
+        Swept(count) => then(Step::Out(Output::Swept(Part::Router, count))),
+    }
+}
+
+/// What a machine that was restarted must be told by the others.
+pub fn after_restart(part: Part) -> Vec<Input> {
+    let replay_view = Input::Topology(topology::Input::Replay);
+    match part {
+        Part::Topology => vec![Input::Beacon(beacon::Input::Replay), Input::Links(link::Input::Replay), replay_view],
+        Part::Links => vec![replay_view, Input::Beacon(beacon::Input::Replay), Input::Links(link::Input::Replay)],
+        Part::Beacon | Part::Router => vec![replay_view],
+    }
+}
+
+/// Everything the machines of one node are configured with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub links: link::Settings,
+    pub beacon: beacon::Settings,
+    pub topology: topology::Settings,
+    pub router: router::Settings,
+    pub description: Description,
+}
+
+impl Settings {
+    pub fn me(&self) -> NodeId {
+        self.topology.me
+    }
+
+    pub fn name(&self) -> &NodeName {
+        &self.topology.name
+    }
+
+    /// The view that a node starts with.
+    pub fn first_view(&self) -> Arc<View> {
+        let settings = &self.topology;
+        let tenure = topology::Tenure { incarnation: settings.incarnation, counter: 0 };
+        let mut view = View::alone(settings.me, settings.name.clone(), settings.level, tenure, settings.max_children);
+        view.account = settings.account;
+        Arc::new(view)
+    }
+}
+
+/// All machines of a node, stepped together.
+#[derive(Debug)]
+pub struct Node {
+    pub links: link::Machine,
+    pub beacon: beacon::Machine,
+    pub topology: topology::Machine,
+    pub router: router::Machine,
+    settings: Settings,
+    queue: VecDeque<Input>,
+}
+
+impl Node {
+    pub fn new(now: Time, settings: Settings, durable: Durable) -> Self {
+        let view = settings.first_view();
+        let description = settings.description.clone();
+        Self {
+            links: link::Machine::new(now, settings.links.clone(), view.clone()),
+            beacon: beacon::Machine::new(now, settings.beacon.clone(), description.clone(), view.clone()),
+            topology: topology::Machine::new(now, settings.topology.clone(), Arc::new(description)),
+            router: router::Machine::new(now, settings.router.clone(), view, durable, None),
+            settings,
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// Gives one input to its machine and follows what it leads to; what concerns the world goes to `out`.
+    pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
+        self.queue.push_back(input);
+        while let Some(input) = self.queue.pop_front() {
+            let queue = &mut self.queue;
+            let mut then = |step: Step| match step {
+                Step::To(input) => queue.push_back(input),
+                Step::Out(output) => out.push(output),
+            };
+            match input {
+                Input::Links(input) => {
+                    let mut effects = Vec::new();
+                    self.links.step(now, input, &mut effects);
+                    effects.into_iter().for_each(|effect| after_links(effect, &mut then));
+                }
+                Input::Beacon(input) => {
+                    let mut effects = Vec::new();
+                    self.beacon.step(now, input, &mut effects);
+                    effects.into_iter().for_each(|effect| after_beacon(effect, &mut then));
+                }
+                Input::Topology(input) => {
+                    let mut effects = Vec::new();
+                    self.topology.step(now, input, &mut effects);
+                    effects.into_iter().for_each(|effect| after_topology(effect, &mut then));
+                }
+                Input::Router(input) => {
+                    let mut effects = Vec::new();
+                    self.router.step(now, input, &mut effects);
+                    effects.into_iter().for_each(|effect| after_router(effect, &mut then));
+                }
+            }
+        }
+    }
+
+    /// Lets every machine whose deadline has come do what is due.
+    pub fn tick(&mut self, now: Time, out: &mut Vec<Output>) {
+        let mut inputs = Vec::new();
+        let mut then = |step: Step| match step {
+            Step::To(input) => inputs.push(input),
+            Step::Out(output) => out.push(output),
+        };
+        let due = |deadline: Option<Time>| deadline.is_some_and(|at| at <= now);
+        if due(self.links.deadline()) {
+            let mut effects = Vec::new();
+            self.links.tick(now, &mut effects);
+            effects.into_iter().for_each(|effect| after_links(effect, &mut then));
+        }
+        if due(self.beacon.deadline()) {
+            let mut effects = Vec::new();
+            self.beacon.tick(now, &mut effects);
+            effects.into_iter().for_each(|effect| after_beacon(effect, &mut then));
+        }
+        if due(self.topology.deadline()) {
+            let mut effects = Vec::new();
+            self.topology.tick(now, &mut effects);
+            effects.into_iter().for_each(|effect| after_topology(effect, &mut then));
+        }
+        if due(self.router.deadline()) {
+            let mut effects = Vec::new();
+            self.router.tick(now, &mut effects);
+            effects.into_iter().for_each(|effect| after_router(effect, &mut then));
+        }
+        for input in inputs {
+            self.step(now, input, out);
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Time> {
+        let lower = earliest(self.links.deadline(), self.beacon.deadline());
+        earliest(lower, earliest(self.topology.deadline(), self.router.deadline()))
+    }
+
+    pub fn view(&self) -> &Arc<View> {
+        self.topology.view()
+    }
+
+    /// Crashes one machine and restarts it warm, as its supervisor would.
+    pub fn crash(&mut self, now: Time, part: Part, durable: &Durable, out: &mut Vec<Output>) {
+        match part {
+            Part::Links => self.links = link::Machine::recover(now, &self.links),
+            Part::Beacon => self.beacon = beacon::Machine::recover(now, &self.beacon),
+            Part::Topology => self.topology = topology::Machine::recover(now, &self.topology),
+            Part::Router => {
+                let (settings, warm) = (self.settings.router.clone(), self.router.snapshot());
+                let view = self.settings.first_view();
+                self.router = router::Machine::new(now, settings, view, durable.clone(), Some(&warm));
+            }
+        }
+        for input in after_restart(part) {
+            self.step(now, input, out);
+        }
+    }
+
+    /// The links that are up, by name.
+    pub fn links_up(&self) -> BTreeMap<NodeId, NodeName> {
+        self.links.up()
+    }
+}

@@ -1,0 +1,236 @@
+//! The outbox: a node's own samples, kept from `publish` until a root has committed them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::proto::account::{AccountId, Mark};
+use crate::proto::aggregate::{JournalId, Source};
+use crate::proto::ranges::RangeSet;
+use crate::proto::sample::{Priority, Sample};
+
+/// What a full outbox does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// Refuses the new sample.
+    #[default]
+    Block,
+    /// Gives up the oldest of the lowest priority, which is counted and reported.
+    DropOldestLowestPriority,
+}
+
+/// Samples on their way to a parent, raw, from their origin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    pub origin: NodeId,
+    pub journal: JournalId,
+    pub account: AccountId,
+    /// Sequences of this journal that will never be counted in this account.
+    pub void: RangeSet,
+    pub samples: Vec<Arc<Sample>>,
+}
+
+impl Offer {
+    pub fn source(&self) -> Source {
+        Source { origin: self.origin, journal: self.journal }
+    }
+
+    pub fn is_possible(&self) -> bool {
+        let rising = self.samples.windows(2).all(|w| w[0].sequence < w[1].sequence);
+        let outside = |sample: &Arc<Sample>| !self.void.contains(sample.sequence);
+        self.samples.len() <= Limits::OFFER_SAMPLES
+            && rising
+            && self.samples.iter().all(|sample| sample.is_possible() && outside(sample))
+            && self.void.is_valid(Limits::UNIT_SPANS)
+    }
+}
+
+/// The journal's content. Every change to it is one [`crate::proto::durable::Record`].
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    pub journal: JournalId,
+    next: u64,
+    samples: BTreeMap<u64, Arc<Sample>>,
+    by_priority: BTreeSet<(Priority, u64)>,
+    bytes: usize,
+    /// From this sequence on: this account.
+    bindings: Vec<(u64, AccountId)>,
+    evicted: RangeSet,
+}
+
+impl Outbox {
+    pub fn new(journal: JournalId) -> Self {
+        Self {
+            journal,
+            next: 1,
+            samples: BTreeMap::new(),
+            by_priority: BTreeSet::new(),
+            bytes: 0,
+            bindings: Vec::new(),
+            evicted: RangeSet::new(),
+        }
+    }
+
+    pub fn next_sequence(&self) -> u64 {
+        self.next
+    }
+
+    /// Samples not yet committed.
+    pub fn depth(&self) -> usize {
+        self.samples.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn sequences(&self) -> impl Iterator<Item = u64> {
+        self.samples.keys().copied()
+    }
+
+    pub fn put(&mut self, sample: Arc<Sample>) {
+        self.next = self.next.max(sample.sequence + 1);
+        self.bytes += sample.bytes();
+        self.by_priority.insert((sample.priority, sample.sequence));
+        self.samples.insert(sample.sequence, sample);
+    }
+
+    fn take(&mut self, sequence: u64) {
+        if let Some(sample) = self.samples.remove(&sequence) {
+            self.bytes -= sample.bytes();
+            self.by_priority.remove(&(sample.priority, sequence));
+        }
+    }
+
+    /// The sample to give up first.
+    pub fn least_wanted(&self) -> Option<u64> {
+        self.by_priority.first().map(|&(_, sequence)| sequence)
+    }
+
+    pub fn evict(&mut self, sequence: u64) {
+        self.take(sequence);
+        self.evicted.insert(sequence, sequence);
+    }
+
+    /// Whether samples may be offered to `account` only after another binding. Bindings are bounded; beyond, new
+    /// samples wait for the account that the last one names.
+    pub fn needs_binding(&self, account: AccountId) -> bool {
+        self.bindings.last().is_none_or(|&(_, bound)| bound != account) && self.bindings.len() < Limits::BINDINGS
+    }
+
+    pub fn was_bound(&self) -> bool {
+        !self.bindings.is_empty()
+    }
+
+    pub fn bind(&mut self, from: u64, account: AccountId) {
+        self.bindings.push((from, account));
+    }
+
+    fn account_of(&self, sequence: u64) -> Option<AccountId> {
+        let i = self.bindings.partition_point(|&(from, _)| from <= sequence);
+        i.checked_sub(1).map(|i| self.bindings[i].1)
+    }
+
+    /// The oldest sample bound to `account`.
+    pub fn oldest(&self, account: AccountId) -> Option<u64> {
+        self.samples.keys().copied().find(|&sequence| self.account_of(sequence) == Some(account))
+    }
+
+    /// The next offer from `cursor` on, and where the one after it begins; `None` if there is nothing to offer.
+    pub fn offer(&self, origin: NodeId, account: AccountId, cursor: u64, most: usize) -> Option<(Offer, u64)> {
+        let bound = self.samples.range(cursor..).filter(|(s, _)| self.account_of(**s) == Some(account));
+        let samples: Vec<_> = bound.take(most).map(|(_, sample)| sample.clone()).collect();
+        let after = samples.last()?.sequence + 1;
+        let offer = Offer { origin, journal: self.journal, account, void: self.void_in(account), samples };
+        Some((offer, after))
+    }
+
+    /// Sequences that will never be counted in `account`: bound elsewhere, or evicted.
+    fn void_in(&self, account: AccountId) -> RangeSet {
+        let mut void = self.evicted.clone();
+        let ends = self.bindings.iter().skip(1).map(|&(from, _)| from - 1);
+        for (&(from, bound), end) in self.bindings.iter().zip(ends) {
+            if bound != account && from <= end {
+                void.insert(from, end);
+            }
+        }
+        void
+    }
+
+    /// Forgets what a mark says is settled; returns how many samples that were.
+    pub fn truncate(&mut self, account: AccountId, upto: u64) -> usize {
+        let settled: Vec<_> =
+            self.samples.range(..=upto).map(|(&s, _)| s).filter(|s| self.account_of(*s) == Some(account)).collect();
+        for &sequence in &settled {
+            self.take(sequence);
+        }
+        settled.len()
+    }
+
+    /// Whether a mark speaks of this journal and settles something.
+    pub fn concerns(&self, mark: &Mark) -> bool {
+        let first = self.oldest(mark.account);
+        mark.journal == self.journal && mark.prefix < self.next && first.is_some_and(|first| first <= mark.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const X: AccountId = AccountId([1; 16]);
+    const Y: AccountId = AccountId([2; 16]);
+
+    fn filled(range: std::ops::RangeInclusive<u64>) -> Outbox {
+        let mut outbox = Outbox::new(9);
+        for sequence in range {
+            let metrics = vec![("n".to_owned(), 1.0)];
+            outbox.put(Arc::new(Sample { sequence, priority: Priority::Normal, metrics }));
+        }
+        outbox
+    }
+
+    fn me() -> NodeId {
+        NodeId::from_bytes([1; 32])
+    }
+
+    #[test]
+    fn nothing_is_offered_unbound() {
+        let mut outbox = filled(1..=3);
+        assert_eq!(outbox.offer(me(), X, 1, 64), None);
+        outbox.bind(1, X);
+        let (offer, after) = outbox.offer(me(), X, 1, 64).unwrap();
+        assert_eq!((offer.samples.len(), after, offer.is_possible()), (3, 4, true));
+    }
+
+    #[test]
+    fn a_mark_settles_only_what_is_bound_to_its_account() {
+        let mut outbox = filled(1..=20);
+        outbox.bind(1, X);
+        outbox.bind(11, Y);
+        let (offer, _) = outbox.offer(me(), Y, 1, 64).unwrap();
+        assert_eq!(offer.samples[0].sequence, 11);
+        assert_eq!(offer.void, RangeSet::of(1, 10));
+        assert_eq!(outbox.truncate(Y, 15), 5);
+        assert_eq!(outbox.oldest(X), Some(1));
+        assert_eq!(outbox.depth(), 15);
+    }
+
+    #[test]
+    fn the_least_wanted_goes_first() {
+        let mut outbox = filled(1..=3);
+        let critical = Sample { sequence: 4, priority: Priority::Critical, metrics: vec![("n".into(), 1.0)] };
+        let low = Sample { sequence: 5, priority: Priority::Low, metrics: vec![("n".into(), 1.0)] };
+        outbox.put(Arc::new(critical));
+        outbox.put(Arc::new(low));
+        assert_eq!(outbox.least_wanted(), Some(5));
+        outbox.evict(5);
+        assert_eq!(outbox.least_wanted(), Some(1));
+        outbox.bind(1, X);
+        assert!(outbox.offer(me(), X, 1, 64).unwrap().0.void.contains(5));
+    }
+}

@@ -1,0 +1,159 @@
+//! Packets: what is routed through the tree, and the frames that carry them hop by hop.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::proto::account::Mark;
+use crate::proto::aggregate::{Provenance, WireUnit};
+use crate::proto::outbox::Offer;
+use crate::proto::topology::Tenure;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    Upward,
+    Downward,
+    Lateral,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PacketType {
+    Telemetry,
+    Status,
+    Command,
+    Configuration,
+    Coordination,
+    AggregatedTelemetry,
+}
+
+/// Whom a packet is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    Node(NodeId),
+    /// The children of the source.
+    Children,
+    /// Every node of the mesh, the source included.
+    Everyone,
+}
+
+/// A command to the hosts of nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    pub id: Uuid,
+    pub issuer: NodeId,
+    pub text: String,
+    /// What is left of its lifetime; every node subtracts what it held it for.
+    pub remaining_ms: u32,
+}
+
+/// What a target says to a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Accepted,
+    Refused,
+    Failed,
+    /// The target stopped between taking the command and answering it.
+    Interrupted,
+}
+
+/// What travels back to the issuer of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// The node passed the command on to these.
+    PassedOn(Vec<NodeId>),
+    Answer {
+        verdict: Verdict,
+        text: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Payload {
+    Samples(Offer),
+    Unit(WireUnit),
+    Command(Command),
+    Response { command: Uuid, from: NodeId, response: Response },
+}
+
+/// A packet, routed hop by hop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataPacket {
+    pub id: Uuid,
+    pub source: NodeId,
+    pub target: Target,
+    pub direction: Direction,
+    pub kind: PacketType,
+    /// The source's incarnation and its count of packets: what duplicates are known by.
+    pub epoch: u64,
+    pub sequence: u64,
+    /// Incremented by every hop.
+    pub hops: u8,
+    pub payload: Payload,
+}
+
+impl DataPacket {
+    /// Whether a packet from outside is within its bounds.
+    pub fn is_possible(&self) -> bool {
+        let payload = match &self.payload {
+            Payload::Samples(offer) => offer.is_possible(),
+            Payload::Unit(unit) => unit.is_possible(),
+            Payload::Command(command) => {
+                command.text.len() <= Limits::COMMAND_BYTES
+                    && u128::from(command.remaining_ms) <= Limits::COMMAND_LIFETIME.as_millis()
+            }
+            Payload::Response { response: Response::PassedOn(nodes), .. } => nodes.len() <= Limits::CONNECTIONS,
+            Payload::Response { response: Response::Answer { text, .. }, .. } => text.len() <= Limits::COMMAND_BYTES,
+        };
+        payload && self.hops <= Limits::HOPS
+    }
+}
+
+/// Frames between routers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RouterFrame {
+    /// Upward over a link of the tree, under both tenures; numbered within the attachment.
+    Up { child: Tenure, parent: Tenure, number: u64, packet: DataPacket },
+    /// Along the tree in any direction: commands and what is said to them.
+    Along(DataPacket),
+    /// Upward packets were handled up to this number. Releases credit, nothing else.
+    Receipt { number: u64 },
+    /// What the root has committed.
+    Marks(Vec<Mark>),
+    /// A unit overlaps with what is committed: send again what is not in `have`.
+    Split { unit: u64, have: Provenance },
+    /// A unit named sources by slots that are not known here: begin the dictionary anew.
+    Dictionary,
+}
+
+impl RouterFrame {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Up { packet, .. } => match packet.kind {
+                PacketType::AggregatedTelemetry => "summary",
+                _ => "telemetry",
+            },
+            Self::Along(packet) => match packet.payload {
+                Payload::Response { .. } => "response",
+                _ => "command",
+            },
+            Self::Receipt { .. } => "receipt",
+            Self::Marks(_) => "marks",
+            Self::Split { .. } => "split",
+            Self::Dictionary => "dictionary",
+        }
+    }
+
+    /// Whether a frame from outside is within its bounds.
+    pub fn is_possible(&self) -> bool {
+        match self {
+            Self::Up { packet, .. } | Self::Along(packet) => packet.is_possible(),
+            Self::Marks(marks) => marks.len() <= Limits::MARKS,
+            Self::Split { have, .. } => have.is_possible(),
+            Self::Receipt { .. } | Self::Dictionary => true,
+        }
+    }
+}

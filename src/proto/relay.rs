@@ -1,0 +1,273 @@
+//! A relay's memory: windows that fill, and units that were sent but are not known to be committed.
+//!
+//! All of it is volatile: a relay may lose everything, the origins offer again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::proto::account::{AccountId, Mark};
+use crate::proto::aggregate::{Provenance, Source, Unit};
+use crate::proto::outbox::Offer;
+use crate::proto::ranges::RangeSet;
+use crate::proto::sample::Sample;
+use crate::time::Time;
+
+/// How long a unit is kept for whoever asks for its parts; its origins offer again after less.
+const KEEP: Duration = Duration::from_secs(60);
+
+/// What a unit was folded from.
+#[derive(Clone, Debug)]
+enum Part {
+    Sample(Source, Arc<Sample>),
+    /// A child's unit, by the child's number for it.
+    Unit {
+        child: NodeId,
+        number: u64,
+        unit: Arc<Unit>,
+    },
+}
+
+impl Part {
+    fn counted(&self) -> Provenance {
+        match self {
+            Self::Sample(source, sample) => {
+                let mut provenance = Provenance::default();
+                provenance.0.entry(*source).or_default().counted.insert(sample.sequence, sample.sequence);
+                provenance
+            }
+            Self::Unit { unit, .. } => unit.provenance.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Window {
+    unit: Unit,
+    parts: Vec<Part>,
+    opened: Time,
+}
+
+impl Window {
+    fn new(account: AccountId, opened: Time) -> Self {
+        Self { unit: Unit::empty(account), parts: Vec::new(), opened }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    unit: Arc<Unit>,
+    parts: Vec<Part>,
+    since: Time,
+}
+
+/// What somebody further down is to send again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    pub child: NodeId,
+    pub unit: u64,
+    pub have: Provenance,
+}
+
+/// Windows by account, and the units sent.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    window: Duration,
+    window_count: u64,
+    open: BTreeMap<AccountId, Window>,
+    kept: BTreeMap<u64, Kept>,
+    kept_bytes: usize,
+    unsent: VecDeque<u64>,
+    next: u64,
+    /// Units that left before they were known to be committed, for lack of room.
+    pub evicted: u64,
+}
+
+impl Relay {
+    /// `first` must be above every number used before in this process.
+    pub fn new(window: Duration, window_count: u64, first: u64) -> Self {
+        Self {
+            window,
+            window_count,
+            open: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            kept_bytes: 0,
+            unsent: VecDeque::new(),
+            next: first,
+            evicted: 0,
+        }
+    }
+
+    /// Folds in samples from their origin. One that is in the open window already is left aside.
+    pub fn fold_offer(&mut self, now: Time, offer: &Offer) {
+        let source = offer.source();
+        for sample in &offer.samples {
+            let window = self.open.entry(offer.account).or_insert_with(|| Window::new(offer.account, now));
+            let spans = window.unit.provenance.0.get(&source);
+            if spans.is_some_and(|spans| spans.counted.contains(sample.sequence)) {
+                continue;
+            }
+            window.unit.add(source, sample);
+            window.parts.push(Part::Sample(source, sample.clone()));
+            self.close_if_full(now, offer.account);
+        }
+        if let Some(window) = self.open.get_mut(&offer.account) {
+            if let Some(spans) = window.unit.provenance.0.get_mut(&source) {
+                spans.void.extend(&offer.void);
+            }
+        }
+    }
+
+    /// Folds in a child's unit. If it overlaps with the open window that one is closed first.
+    pub fn fold_unit(&mut self, now: Time, child: NodeId, number: u64, unit: Arc<Unit>) {
+        let account = unit.account;
+        let overlaps = |window: &Window| window.unit.provenance.overlaps(&unit.provenance);
+        if self.open.get(&account).is_some_and(overlaps) {
+            self.close(now, account);
+        }
+        let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
+        window.unit.merge(&unit);
+        window.parts.push(Part::Unit { child, number, unit });
+        self.close_if_full(now, account);
+    }
+
+    fn close_if_full(&mut self, now: Time, account: AccountId) {
+        let full = |unit: &Unit| {
+            unit.totals.samples >= self.window_count
+                || unit.totals.metrics.len() * 2 >= Limits::UNIT_METRICS
+                || unit.provenance.0.len() * 2 >= Limits::UNIT_SOURCES
+                || unit.provenance.0.values().any(|s| s.counted.ranges().len() * 2 >= Limits::UNIT_SPANS)
+        };
+        if self.open.get(&account).is_some_and(|window| full(&window.unit)) {
+            self.close(now, account);
+        }
+    }
+
+    fn close(&mut self, now: Time, account: AccountId) {
+        let Some(window) = self.open.remove(&account).filter(|window| !window.unit.is_empty()) else { return };
+        self.next += 1;
+        self.unsent.push_back(self.next);
+        self.kept_bytes += window.unit.bytes();
+        self.kept.insert(self.next, Kept { unit: Arc::new(window.unit), parts: window.parts, since: now });
+        while self.kept.len() > Limits::RELAY_UNITS || self.kept_bytes > Limits::RELAY_BYTES {
+            self.forget_oldest();
+            self.evicted += 1;
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((number, kept)) = self.kept.pop_first() {
+            self.kept_bytes -= kept.unit.bytes();
+            self.unsent.retain(|unsent| *unsent != number);
+        }
+    }
+
+    fn forget(&mut self, number: u64) -> Option<Kept> {
+        let kept = self.kept.remove(&number)?;
+        self.kept_bytes -= kept.unit.bytes();
+        Some(kept)
+    }
+
+    /// Closes the windows whose time is up.
+    pub fn close_due(&mut self, now: Time) {
+        let due: Vec<_> = self.open.iter().filter(|(_, w)| now >= w.opened + self.window).map(|(&a, _)| a).collect();
+        for account in due {
+            self.close(now, account);
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Time> {
+        self.open.values().map(|window| window.opened + self.window).min()
+    }
+
+    /// The next unit to send to a parent whose root owns `account`.
+    pub fn next_unsent(&mut self, account: AccountId) -> Option<(u64, Arc<Unit>)> {
+        let i = self.unsent.iter().position(|n| self.kept.get(n).is_some_and(|kept| kept.unit.account == account))?;
+        let number = self.unsent.remove(i)?;
+        Some((number, self.kept[&number].unit.clone()))
+    }
+
+    /// A new parent, or one that lost what it had: everything that is not known to be committed goes again.
+    pub fn resend_all(&mut self) {
+        self.unsent = self.kept.keys().copied().collect();
+    }
+
+    /// Forgets what is committed, and what is too old to be asked for.
+    pub fn settle(&mut self, marks: &[Mark]) {
+        let settled: BTreeMap<_, _> =
+            marks.iter().map(|m| ((m.account, Source { origin: m.origin, journal: m.journal }), m.prefix)).collect();
+        let mut done = Vec::new();
+        for (&number, kept) in &mut self.kept {
+            let account = kept.unit.account;
+            let touched = kept.unit.provenance.0.keys().any(|source| settled.contains_key(&(account, *source)));
+            if !touched {
+                continue;
+            }
+            let below = |source: &Source, counted: &RangeSet| {
+                let prefix = settled.get(&(account, *source)).copied().unwrap_or(0);
+                counted.ranges().last().is_none_or(|&(_, last)| last <= prefix)
+            };
+            // The parts that are settled are not needed any more; when all are, neither is the unit.
+            kept.parts.retain(|part| match part {
+                Part::Sample(source, sample) => {
+                    settled.get(&(account, *source)).is_none_or(|&prefix| sample.sequence > prefix)
+                }
+                Part::Unit { unit, .. } => !unit.provenance.0.iter().all(|(s, spans)| below(s, &spans.counted)),
+            });
+            if kept.parts.is_empty() {
+                done.push(number);
+            }
+        }
+        for number in done {
+            self.forget(number);
+            self.unsent.retain(|unsent| *unsent != number);
+        }
+    }
+
+    pub fn sweep(&mut self, now: Time) -> usize {
+        let before = self.kept.len();
+        while self.kept.first_key_value().is_some_and(|(_, kept)| now.since(kept.since) > KEEP) {
+            self.forget_oldest();
+        }
+        before - self.kept.len()
+    }
+
+    /// The parent has part of a unit already: what it lacks is folded anew, and what is mixed is asked of the child.
+    pub fn split(&mut self, now: Time, number: u64, have: &Provenance) -> Vec<Ask> {
+        let Some(kept) = self.forget(number) else { return Vec::new() };
+        self.unsent.retain(|unsent| *unsent != number);
+        let account = kept.unit.account;
+        self.close(now, account);
+        let mut asks = Vec::new();
+        for part in kept.parts {
+            let provenance = part.counted();
+            if provenance.is_within(have) {
+                continue;
+            }
+            let overlaps = provenance.overlaps(have);
+            match part {
+                Part::Unit { child, number, .. } if overlaps => {
+                    asks.push(Ask { child, unit: number, have: have.clone() });
+                }
+                Part::Unit { child, number, unit } => {
+                    let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
+                    window.unit.merge(&unit);
+                    window.parts.push(Part::Unit { child, number, unit });
+                }
+                Part::Sample(source, sample) => {
+                    let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
+                    window.unit.add(source, &sample);
+                    window.parts.push(Part::Sample(source, sample));
+                }
+            }
+        }
+        self.close(now, account);
+        asks
+    }
+
+    pub fn kept(&self) -> usize {
+        self.kept.len()
+    }
+}

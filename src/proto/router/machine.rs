@@ -1,0 +1,298 @@
+//! The router machine: takes what hosts and links bring, and lets nothing depend on a record that is not kept yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::{Rng, SeedableRng};
+use rand_pcg::Pcg32;
+use uuid::Uuid;
+
+use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::proto::dedup::Dedup;
+use crate::proto::durable::{Durable, Record};
+use crate::proto::event::Event;
+use crate::proto::outbox::WhenFull;
+use crate::proto::packet::{Command, DataPacket, Direction, PacketType, Payload, RouterFrame, Target, Verdict};
+use crate::proto::router::commands::{Commands, Outcome};
+use crate::proto::router::telemetry::{PublishError, Published, Telemetrist};
+use crate::proto::sample::Telemetry;
+use crate::proto::topology::View;
+use crate::time::{Time, earliest};
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub me: NodeId,
+    pub incarnation: u64,
+    /// A relay's window: how long, and how many samples at most.
+    pub window: Duration,
+    pub window_count: u64,
+    pub outbox_bytes: usize,
+    pub when_full: WhenFull,
+    pub seed: u64,
+}
+
+/// A question of the host's, so that it gets its answer.
+pub type RequestId = u64;
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    Placed(Arc<View>),
+    Publish {
+        request: RequestId,
+        telemetry: Telemetry,
+    },
+    /// The host issues a command; the outcome is due after `deadline`.
+    Issue {
+        request: RequestId,
+        target: Target,
+        text: String,
+        deadline: Duration,
+        expires: Duration,
+    },
+    /// The host answers a command it was delivered.
+    Answered {
+        command: Uuid,
+        verdict: Verdict,
+        text: String,
+    },
+    Frame {
+        from: NodeId,
+        frame: RouterFrame,
+    },
+    /// The records of this ticket are kept.
+    Persisted(u64),
+    /// The records could not be kept.
+    PersistFailed(u64),
+    Sweep,
+}
+
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Send {
+        peer: NodeId,
+        frame: RouterFrame,
+    },
+    /// Keep these, then say so with the ticket.
+    Persist {
+        ticket: u64,
+        records: Vec<Record>,
+    },
+    Published {
+        request: RequestId,
+        result: Result<Published, PublishError>,
+    },
+    /// To the host, at most once.
+    Deliver(Command),
+    Concluded {
+        request: RequestId,
+        outcome: Outcome,
+    },
+    /// A child sends under a tenure that is not current.
+    Stale(NodeId),
+    Event(Event),
+    Dropped(&'static str),
+    Swept(usize),
+}
+
+/// What a warm restart goes on from, beside the durable state: commands under way.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    commands: Commands,
+}
+
+#[derive(Debug)]
+pub struct Machine {
+    pub(super) settings: Settings,
+    pub(super) view: Arc<View>,
+    pub(super) durable: Durable,
+    pub(super) telemetry: Telemetrist,
+    pub(super) commands: Commands,
+    dedup: Dedup,
+    pending: BTreeMap<u64, Pending>,
+    tickets: u64,
+    sequence: u64,
+    pub(super) rng: Pcg32,
+}
+
+/// What waits for its records to be kept.
+#[derive(Debug)]
+pub(super) enum Pending {
+    Publish {
+        request: RequestId,
+        sequence: u64,
+    },
+    Deliver(Command),
+    /// Marks may go out; offers may be made.
+    Proceed,
+}
+
+impl Machine {
+    /// A router that goes on from what was kept, and after a warm restart from the commands under way.
+    pub fn new(now: Time, settings: Settings, view: Arc<View>, durable: Durable, warm: Option<&Snapshot>) -> Self {
+        let telemetry = Telemetrist::new(now, &settings, &durable);
+        Self {
+            rng: Pcg32::seed_from_u64(settings.seed ^ now.as_micros()),
+            view,
+            sequence: durable.reserved,
+            durable,
+            telemetry,
+            commands: warm.map(|snapshot| snapshot.commands.clone()).unwrap_or_default(),
+            dedup: Dedup::default(),
+            pending: BTreeMap::new(),
+            // Tickets of a former incarnation may still be answered.
+            tickets: now.as_micros(),
+            settings,
+        }
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot { commands: self.commands.clone() }
+    }
+
+    pub fn durable(&self) -> &Durable {
+        &self.durable
+    }
+
+    pub fn commands_issued(&self) -> u64 {
+        self.commands.issued_count
+    }
+
+    pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Placed(view) => self.placed(now, view, effects),
+            Input::Publish { request, telemetry } => self.publish(request, telemetry, effects),
+            Input::Issue { request, target, text, deadline, expires } => {
+                self.issue(now, request, target, text, deadline, expires, effects);
+            }
+            Input::Answered { command, verdict, text } => self.answered(now, command, verdict, text, effects),
+            Input::Frame { from, frame } => self.frame(now, from, frame, effects),
+            Input::Persisted(ticket) => self.persisted(now, ticket, effects),
+            Input::PersistFailed(ticket) => self.persist_failed(ticket, effects),
+            Input::Sweep => {
+                let swept = self.telemetry.relay.sweep(now) + self.commands.sweep(now);
+                effects.push(Effect::Swept(swept));
+            }
+        }
+    }
+
+    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.tick_telemetry(now, effects);
+        self.tick_commands(now, effects);
+    }
+
+    pub fn deadline(&self) -> Option<Time> {
+        earliest(self.telemetry.deadline(), self.commands.deadline())
+    }
+
+    /// Applies records here and asks for them to be kept; `then` happens once they are.
+    pub(super) fn persist(&mut self, records: Vec<Record>, then: Pending, effects: &mut Vec<Effect>) {
+        for record in &records {
+            self.durable.apply(record);
+        }
+        self.tickets += 1;
+        self.pending.insert(self.tickets, then);
+        effects.push(Effect::Persist { ticket: self.tickets, records });
+    }
+
+    fn persisted(&mut self, now: Time, ticket: u64, effects: &mut Vec<Effect>) {
+        match self.pending.remove(&ticket) {
+            Some(Pending::Publish { request, sequence }) => self.acknowledged(now, request, sequence, effects),
+            Some(Pending::Deliver(command)) => self.deliver(command, effects),
+            Some(Pending::Proceed) => self.proceed(now, effects),
+            None => {}
+        }
+    }
+
+    fn persist_failed(&mut self, ticket: u64, effects: &mut Vec<Effect>) {
+        match self.pending.remove(&ticket) {
+            Some(Pending::Publish { request, sequence }) => {
+                self.durable.outbox.evict(sequence);
+                effects.push(Effect::Published { request, result: Err(PublishError::Journal) });
+            }
+            Some(_) | None => effects.push(Effect::Dropped("journal_failed")),
+        }
+    }
+
+    fn frame(&mut self, now: Time, from: NodeId, frame: RouterFrame, effects: &mut Vec<Effect>) {
+        match frame {
+            RouterFrame::Up { child, parent, number, packet } => {
+                let accepted = self.view.children.get(&from).map(|known| known.tenure);
+                if accepted != Some(child) || parent != self.view.tenure {
+                    effects.push(Effect::Dropped("stale_tenure"));
+                    return effects.push(Effect::Stale(from));
+                }
+                self.received_up(now, from, number, packet, effects);
+            }
+            RouterFrame::Along(packet) => self.along(now, from, packet, effects),
+            RouterFrame::Receipt { number } if self.view.parent_id() == Some(from) => {
+                self.telemetry.receipt(number);
+                self.pump(now, effects);
+            }
+            RouterFrame::Marks(marks) if self.view.parent_id() == Some(from) => {
+                self.marked(now, marks, effects);
+            }
+            RouterFrame::Split { unit, have } if self.view.parent_id() == Some(from) => {
+                self.split(now, unit, &have, effects);
+            }
+            RouterFrame::Dictionary if self.view.parent_id() == Some(from) => {
+                self.telemetry.begin_dictionary_anew();
+                self.pump(now, effects);
+            }
+            _ => effects.push(Effect::Dropped("not_from_parent")),
+        }
+    }
+
+    fn along(&mut self, now: Time, from: NodeId, mut packet: DataPacket, effects: &mut Vec<Effect>) {
+        if self.view.parent_id() != Some(from) && !self.view.children.contains_key(&from) {
+            return effects.push(Effect::Dropped("not_in_tree"));
+        }
+        packet.hops = packet.hops.saturating_add(1);
+        if !self.is_new(&packet) {
+            return effects.push(Effect::Dropped("duplicate_packet"));
+        }
+        match packet.payload {
+            Payload::Command(_) => self.route_command(now, packet, Some(from), effects),
+            Payload::Response { .. } => self.route_response(now, packet, effects),
+            Payload::Samples(_) | Payload::Unit(_) => effects.push(Effect::Dropped("misplaced_payload")),
+        }
+    }
+
+    pub(super) fn is_new(&mut self, packet: &DataPacket) -> bool {
+        self.dedup.is_new(packet.source, packet.epoch, packet.sequence)
+    }
+
+    /// A packet of this node's. Its number is reserved on record before it is used.
+    pub(super) fn packet(
+        &mut self,
+        target: Target,
+        direction: Direction,
+        kind: PacketType,
+        payload: Payload,
+        effects: &mut Vec<Effect>,
+    ) -> DataPacket {
+        self.sequence += 1;
+        if self.sequence > self.durable.reserved {
+            let reserve = Record::Reserve(self.sequence + Limits::SEQUENCE_BLOCK);
+            self.persist(vec![reserve], Pending::Proceed, effects);
+        }
+        DataPacket {
+            id: self.random_id(),
+            source: self.settings.me,
+            target,
+            direction,
+            kind,
+            epoch: self.settings.incarnation,
+            sequence: self.sequence,
+            hops: 0,
+            payload,
+        }
+    }
+
+    pub(super) fn random_id(&mut self) -> Uuid {
+        let mut bytes = [0; 16];
+        self.rng.fill_bytes(&mut bytes);
+        uuid::Builder::from_random_bytes(bytes).into_uuid()
+    }
+}

@@ -1,0 +1,487 @@
+//! Samples on their way up: the origin's offers, the relay's units, the root's commits and the marks that come down.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::proto::account::{AccountId, Judgement, Mark};
+use crate::proto::aggregate::{Decoder, Encoder, Provenance, Source, Unit, Unreadable};
+use crate::proto::durable::{Durable, Record};
+use crate::proto::event::Event;
+use crate::proto::outbox::{Offer, WhenFull};
+use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
+use crate::proto::relay::Relay;
+use crate::proto::router::machine::{Effect, Machine, Pending, RequestId, Settings};
+use crate::proto::sample::{InvalidTelemetry, Sample, Telemetry};
+use crate::proto::topology::{Standing, Tenure, View};
+use crate::time::{Time, earliest};
+
+/// How long an origin waits for a mark before it offers everything again.
+const PROGRESS: Duration = Duration::from_secs(30);
+/// How long marks and receipts are gathered.
+const GATHER_MARKS: Duration = Duration::from_millis(100);
+const GATHER_RECEIPTS: Duration = Duration::from_millis(20);
+
+/// A sample's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleId {
+    pub origin: NodeId,
+    pub journal: u64,
+    pub sequence: u64,
+}
+
+/// A sample is in the outbox: acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    pub sample: SampleId,
+    /// Whether it is on its way, or waits for one.
+    pub sent: bool,
+    /// Samples not yet committed.
+    pub depth: usize,
+}
+
+/// Why a sample was not taken. The outbox is as it was.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PublishError {
+    #[error(transparent)]
+    Invalid(#[from] InvalidTelemetry),
+    #[error("the outbox is full ({bytes} bytes of {most}); samples are taken again when a root has committed some")]
+    Full { bytes: usize, most: usize },
+    #[error("the journal could not keep the sample")]
+    Journal,
+}
+
+/// Counters of what became of samples here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub acknowledged: u64,
+    pub rejected: u64,
+    pub evicted: u64,
+    /// Own samples settled by a root.
+    pub committed: u64,
+    pub forwarded: u64,
+    pub reoffered: u64,
+    pub deferred_units: u64,
+}
+
+/// What the router remembers of samples beside the durable state. All of it may be lost.
+#[derive(Debug)]
+pub(super) struct Telemetrist {
+    pub relay: Relay,
+    pub counts: Counts,
+    /// The next own sample to offer, and the highest ever offered.
+    cursor: u64,
+    offered: u64,
+    progress_at: Time,
+    /// The attachment that frames are numbered within.
+    attachment: Option<(NodeId, u64)>,
+    number: u64,
+    receipted: u64,
+    encoder: Encoder,
+    decoders: BTreeMap<NodeId, Decoder>,
+    receipts: BTreeMap<NodeId, u64>,
+    receipts_at: Option<Time>,
+    unmarked: BTreeSet<Source>,
+    marks_at: Option<Time>,
+    /// Commits whose records are not kept yet: their marks wait.
+    committing: Vec<Source>,
+}
+
+impl Telemetrist {
+    pub fn new(now: Time, settings: &Settings, durable: &Durable) -> Self {
+        Self {
+            relay: Relay::new(settings.window, settings.window_count, now.as_micros()),
+            counts: Counts::default(),
+            cursor: 1,
+            // What was offered before a restart is not known; all of it counts as offered.
+            offered: durable.outbox.next_sequence() - 1,
+            progress_at: now,
+            attachment: None,
+            number: 0,
+            receipted: 0,
+            encoder: Encoder::default(),
+            decoders: BTreeMap::new(),
+            receipts: BTreeMap::new(),
+            receipts_at: None,
+            unmarked: BTreeSet::new(),
+            marks_at: None,
+            committing: Vec::new(),
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Time> {
+        let progress = (self.cursor > 1).then_some(self.progress_at + PROGRESS);
+        earliest(earliest(self.relay.deadline(), self.receipts_at), earliest(self.marks_at, progress))
+    }
+
+    pub fn receipt(&mut self, number: u64) {
+        self.receipted = self.receipted.max(number.min(self.number));
+    }
+
+    pub fn begin_dictionary_anew(&mut self) {
+        self.encoder.reset();
+        self.relay.resend_all();
+    }
+
+    fn has_credit(&self) -> bool {
+        self.number - self.receipted < Limits::IN_FLIGHT
+    }
+}
+
+impl Machine {
+    pub fn counts(&self) -> Counts {
+        self.telemetry.counts
+    }
+
+    /// Units a relay keeps.
+    pub fn relayed_units(&self) -> usize {
+        self.telemetry.relay.kept()
+    }
+
+    /// Whether this node commits what arrives.
+    fn commits(&self) -> bool {
+        self.durable.account.is_some() && self.view.standing != Standing::Attached
+    }
+
+    /// Whether own samples are folded here rather than sent raw.
+    fn folds(&self) -> bool {
+        !self.view.children.is_empty()
+    }
+
+    pub(super) fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
+        let had_account = self.view.account;
+        self.view = view;
+        let children = &self.view.children;
+        self.telemetry.decoders.retain(|child, _| children.contains_key(child));
+        self.telemetry.receipts.retain(|child, _| children.contains_key(child));
+        let attachment = self.view.parent.as_ref().map(|parent| (parent.id, parent.serial));
+        if attachment != self.telemetry.attachment {
+            self.telemetry.attachment = attachment;
+            (self.telemetry.number, self.telemetry.receipted) = (0, 0);
+            self.telemetry.encoder.reset();
+            self.moved(now);
+        } else if had_account != self.view.account {
+            self.moved(now);
+        }
+        self.pump(now, effects);
+    }
+
+    /// The way up is another: what is not known to be committed goes that way again. A relay's own samples are in its
+    /// units, a leaf's in its outbox.
+    fn moved(&mut self, now: Time) {
+        self.telemetry.relay.resend_all();
+        if !self.folds() {
+            self.offer_again(now);
+        }
+    }
+
+    fn offer_again(&mut self, now: Time) {
+        let cursor = std::mem::replace(&mut self.telemetry.cursor, 1);
+        let again = self.durable.outbox.sequences().take_while(|sequence| *sequence < cursor).count();
+        self.telemetry.counts.reoffered += again as u64;
+        self.telemetry.progress_at = now;
+    }
+
+    pub(super) fn publish(&mut self, request: RequestId, telemetry: Telemetry, effects: &mut Vec<Effect>) {
+        if let Err(invalid) = telemetry.check() {
+            return self.reject(request, invalid.into(), effects);
+        }
+        let outbox = &self.durable.outbox;
+        let sequence = outbox.next_sequence();
+        let sample = Arc::new(Sample { sequence, priority: telemetry.priority, metrics: telemetry.metrics });
+        let (most, mut bytes) = (self.settings.outbox_bytes, outbox.bytes() + sample.bytes());
+        let mut records = Vec::new();
+        if bytes > most && self.settings.when_full == WhenFull::DropOldestLowestPriority {
+            let mut rest = self.durable.outbox.clone();
+            while bytes > most {
+                let Some(least) = rest.least_wanted() else { break };
+                rest.evict(least);
+                bytes = rest.bytes() + sample.bytes();
+                records.push(Record::Evict(least));
+            }
+        }
+        if bytes > most {
+            return self.reject(request, PublishError::Full { bytes: self.durable.outbox.bytes(), most }, effects);
+        }
+        if !records.is_empty() {
+            self.telemetry.counts.evicted += records.len() as u64;
+            let reason = format!("the outbox is full: {} given up", records.len());
+            effects.push(Effect::Event(Event::SampleRefused { reason }));
+        }
+        records.push(Record::Sample(sample));
+        self.persist(records, Pending::Publish { request, sequence }, effects);
+    }
+
+    fn reject(&mut self, request: RequestId, error: PublishError, effects: &mut Vec<Effect>) {
+        self.telemetry.counts.rejected += 1;
+        effects.push(Effect::Event(Event::SampleRefused { reason: error.to_string() }));
+        effects.push(Effect::Published { request, result: Err(error) });
+    }
+
+    pub(super) fn acknowledged(&mut self, now: Time, request: RequestId, sequence: u64, effects: &mut Vec<Effect>) {
+        self.telemetry.counts.acknowledged += 1;
+        self.pump(now, effects);
+        let outbox = &self.durable.outbox;
+        let sample = SampleId { origin: self.settings.me, journal: outbox.journal, sequence };
+        let published = Published { sample, sent: self.telemetry.cursor > sequence, depth: outbox.depth() };
+        effects.push(Effect::Published { request, result: Ok(published) });
+    }
+
+    /// Records are kept: marks may go out, and what was bound may be offered.
+    pub(super) fn proceed(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let committed = std::mem::take(&mut self.telemetry.committing);
+        self.owe_marks(now, committed);
+        self.pump(now, effects);
+    }
+
+    fn owe_marks(&mut self, now: Time, sources: Vec<Source>) {
+        if !sources.is_empty() {
+            self.telemetry.unmarked.extend(sources);
+            self.telemetry.marks_at.get_or_insert(now + GATHER_MARKS);
+        }
+    }
+
+    /// Moves own samples and relayed units as far as they may go.
+    pub(super) fn pump(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Some(account) = self.view.account else { return };
+        self.offer_own(now, account, effects);
+        if let Some((parent, child_tenure, parent_tenure)) = self.way_up() {
+            while self.telemetry.has_credit() {
+                let Some((number, unit)) = self.telemetry.relay.next_unsent(account) else { break };
+                let wire = self.telemetry.encoder.encode(number, &unit);
+                self.telemetry.counts.forwarded += unit.totals.samples;
+                let kind = PacketType::AggregatedTelemetry;
+                self.send_up(parent, child_tenure, parent_tenure, kind, Payload::Unit(wire), effects);
+            }
+        }
+    }
+
+    fn way_up(&self) -> Option<(NodeId, Tenure, Tenure)> {
+        self.view.parent.as_ref().map(|parent| (parent.id, self.view.tenure, parent.tenure))
+    }
+
+    fn offer_own(&mut self, now: Time, account: AccountId, effects: &mut Vec<Effect>) {
+        if self.telemetry.cursor >= self.durable.outbox.next_sequence() {
+            return;
+        }
+        if self.durable.outbox.needs_binding(account) {
+            // What was offered under another binding keeps it; a journal that was never bound has offered nothing.
+            let from = if self.durable.outbox.was_bound() { self.telemetry.offered + 1 } else { 1 };
+            self.persist(vec![Record::Bind { from, account }], Pending::Proceed, effects);
+            return;
+        }
+        loop {
+            let (cursor, me) = (self.telemetry.cursor, self.settings.me);
+            let raw = !self.commits() && !self.folds();
+            if raw && (self.way_up().is_none() || !self.telemetry.has_credit()) {
+                return;
+            }
+            let offer = self.durable.outbox.offer(me, account, cursor, Limits::OFFER_SAMPLES);
+            let Some((offer, after)) = offer else { return };
+            self.telemetry.cursor = after;
+            self.telemetry.offered = self.telemetry.offered.max(after - 1);
+            if self.commits() {
+                self.commit_offer(now, &offer, effects);
+            } else if raw {
+                let Some((parent, child_tenure, parent_tenure)) = self.way_up() else { return };
+                let kind = PacketType::Telemetry;
+                self.send_up(parent, child_tenure, parent_tenure, kind, Payload::Samples(offer), effects);
+            } else {
+                self.telemetry.relay.fold_offer(now, &offer);
+            }
+        }
+    }
+
+    fn send_up(
+        &mut self,
+        peer: NodeId,
+        child: Tenure,
+        parent: Tenure,
+        kind: PacketType,
+        payload: Payload,
+        effects: &mut Vec<Effect>,
+    ) {
+        let packet = self.packet(Target::Node(peer), Direction::Upward, kind, payload, effects);
+        self.telemetry.number += 1;
+        let number = self.telemetry.number;
+        effects.push(Effect::Send { peer, frame: RouterFrame::Up { child, parent, number, packet } });
+    }
+
+    pub(super) fn received_up(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        number: u64,
+        packet: DataPacket,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.telemetry.receipts.insert(from, number);
+        self.telemetry.receipts_at.get_or_insert(now + GATHER_RECEIPTS);
+        if !self.is_new(&packet) {
+            return effects.push(Effect::Dropped("duplicate_packet"));
+        }
+        match packet.payload {
+            Payload::Samples(offer) if offer.origin == from => self.received_offer(now, &offer, effects),
+            Payload::Unit(wire) => {
+                let number = wire.number;
+                match self.telemetry.decoders.entry(from).or_default().decode(wire) {
+                    Ok(unit) => self.received_unit(now, from, number, Arc::new(unit), effects),
+                    Err(Unreadable::Dictionary) => {
+                        effects.push(Effect::Dropped("unknown_dictionary"));
+                        effects.push(Effect::Send { peer: from, frame: RouterFrame::Dictionary });
+                    }
+                    Err(Unreadable::Impossible) => effects.push(Effect::Dropped("impossible_unit")),
+                }
+            }
+            _ => effects.push(Effect::Dropped("misplaced_payload")),
+        }
+        if number % (Limits::IN_FLIGHT / 2) == 0 {
+            self.send_receipts(effects);
+        }
+    }
+
+    fn received_offer(&mut self, now: Time, offer: &Offer, effects: &mut Vec<Effect>) {
+        if self.commits() {
+            self.commit_offer(now, offer, effects);
+        } else {
+            self.telemetry.counts.forwarded += offer.samples.len() as u64;
+            self.telemetry.relay.fold_offer(now, offer);
+            self.pump(now, effects);
+        }
+    }
+
+    fn received_unit(&mut self, now: Time, from: NodeId, number: u64, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
+        if !self.commits() {
+            self.telemetry.relay.fold_unit(now, from, number, unit);
+            return self.pump(now, effects);
+        }
+        let Some(account) = self.durable.account.as_ref().filter(|account| account.id == unit.account) else {
+            return effects.push(Effect::Dropped("foreign_account"));
+        };
+        match account.judge(&unit) {
+            Judgement::Commit => self.commit(unit, effects),
+            Judgement::Known => {
+                let sources = unit.provenance.0.keys().copied().collect();
+                self.void(unit, effects);
+                self.owe_marks(now, sources);
+            }
+            Judgement::Split { have } => {
+                self.telemetry.counts.deferred_units += 1;
+                effects.push(Effect::Send { peer: from, frame: RouterFrame::Split { unit: number, have } });
+            }
+        }
+    }
+
+    /// Raw samples at the root: each is new or known, so there is nothing to ask back.
+    fn commit_offer(&mut self, now: Time, offer: &Offer, effects: &mut Vec<Effect>) {
+        let Some(account) = self.durable.account.as_ref().filter(|account| account.id == offer.account) else {
+            return effects.push(Effect::Dropped("foreign_account"));
+        };
+        let source = offer.source();
+        let mut fresh = Unit::empty(offer.account);
+        for sample in &offer.samples {
+            let mut one = Unit::empty(offer.account);
+            one.add(source, sample);
+            if account.judge(&one) == Judgement::Commit {
+                fresh.merge(&one);
+            }
+        }
+        fresh.provenance.0.entry(source).or_default().void = offer.void.clone();
+        // Together the samples may close gaps that each would open, or open too many: then they wait for their elders.
+        match account.judge(&fresh) {
+            Judgement::Commit if !fresh.is_empty() => self.commit(Arc::new(fresh), effects),
+            _ => {
+                self.void(Arc::new(fresh), effects);
+                self.owe_marks(now, vec![source]);
+            }
+        }
+    }
+
+    fn commit(&mut self, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
+        self.telemetry.committing.extend(unit.provenance.0.keys().copied());
+        self.persist(vec![Record::Commit(unit)], Pending::Proceed, effects);
+    }
+
+    fn void(&mut self, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
+        if unit.provenance.0.values().any(|spans| !spans.void.is_empty()) {
+            self.persist(vec![Record::Void(unit)], Pending::Proceed, effects);
+        }
+    }
+
+    pub(super) fn marked(&mut self, now: Time, marks: Vec<Mark>, effects: &mut Vec<Effect>) {
+        self.telemetry.relay.settle(&marks);
+        let mut by_child: BTreeMap<NodeId, Vec<Mark>> = BTreeMap::new();
+        for mark in marks {
+            if mark.origin == self.settings.me {
+                self.settle_own(now, &mark, effects);
+            } else if let Some(child) = self.view.way_down(&mark.origin) {
+                by_child.entry(child).or_default().push(mark);
+            }
+        }
+        effects
+            .extend(by_child.into_iter().map(|(peer, marks)| Effect::Send { peer, frame: RouterFrame::Marks(marks) }));
+    }
+
+    fn settle_own(&mut self, now: Time, mark: &Mark, effects: &mut Vec<Effect>) {
+        if !self.durable.outbox.concerns(mark) {
+            return;
+        }
+        let before = self.durable.outbox.depth();
+        let truncate = Record::Truncate { account: mark.account, upto: mark.prefix };
+        self.persist(vec![truncate], Pending::Proceed, effects);
+        self.telemetry.counts.committed += (before - self.durable.outbox.depth()) as u64;
+        self.telemetry.progress_at = now;
+    }
+
+    pub(super) fn split(&mut self, now: Time, unit: u64, have: &Provenance, effects: &mut Vec<Effect>) {
+        for ask in self.telemetry.relay.split(now, unit, have) {
+            if self.view.children.contains_key(&ask.child) {
+                let frame = RouterFrame::Split { unit: ask.unit, have: ask.have };
+                effects.push(Effect::Send { peer: ask.child, frame });
+            }
+        }
+        self.pump(now, effects);
+    }
+
+    pub(super) fn tick_telemetry(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.telemetry.relay.close_due(now);
+        if self.telemetry.receipts_at.is_some_and(|at| now >= at) {
+            self.send_receipts(effects);
+        }
+        if self.telemetry.marks_at.is_some_and(|at| now >= at) {
+            self.send_marks(now, effects);
+        }
+        if self.telemetry.cursor > 1 && now >= self.telemetry.progress_at + PROGRESS {
+            match self.durable.outbox.depth() {
+                0 => self.telemetry.progress_at = now,
+                _ => self.offer_again(now),
+            }
+        }
+        self.pump(now, effects);
+    }
+
+    fn send_receipts(&mut self, effects: &mut Vec<Effect>) {
+        self.telemetry.receipts_at = None;
+        let receipts = std::mem::take(&mut self.telemetry.receipts).into_iter();
+        effects.extend(receipts.map(|(peer, number)| Effect::Send { peer, frame: RouterFrame::Receipt { number } }));
+    }
+
+    fn send_marks(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.telemetry.marks_at = None;
+        let sources = std::mem::take(&mut self.telemetry.unmarked);
+        let Some(account) = &self.durable.account else { return };
+        let marks: Vec<_> = sources.iter().filter_map(|source| account.mark(source)).collect();
+        for marks in marks.chunks(Limits::MARKS) {
+            self.marked(now, marks.to_vec(), effects);
+        }
+    }
+
+    /// The view as this machine has it.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+}

@@ -1,0 +1,244 @@
+//! The way down: accepting children, keeping slots for others, and knowing who is below.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::NodeId;
+use crate::level::Level;
+use crate::limits::Limits;
+use crate::proto::event::Event;
+use crate::proto::topology::machine::{Effect, Machine};
+use crate::proto::topology::uplink::Uplink;
+use crate::proto::topology::{Change, ChildView, Descendant, Frame, Parting, Refusal, Tenure};
+use crate::time::Time;
+
+/// How long changes in the subtree are gathered before they are reported.
+const GATHER: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Downlink {
+    pub children: BTreeMap<NodeId, ChildView>,
+    /// Whose backup this node is, with the serial of the request.
+    pub reserved: BTreeMap<NodeId, u64>,
+    pub descendants: Arc<BTreeMap<NodeId, (NodeId, Descendant)>>,
+    /// Changes not yet reported to the parent, and when they are due.
+    unreported: BTreeMap<NodeId, Option<Descendant>>,
+    report_at: Option<Time>,
+}
+
+impl Downlink {
+    pub fn report_at(&self, uplink: &Uplink) -> Option<Time> {
+        self.report_at.filter(|_| uplink.parent.is_some())
+    }
+
+    fn add(&mut self, now: Time, via: NodeId, descendant: Descendant) {
+        let known = self.descendants.get(&descendant.id);
+        if known.is_some_and(|(_, known)| known.version > descendant.version) {
+            return;
+        }
+        if known.is_some_and(|(by, known)| *by == via && *known == descendant) {
+            return;
+        }
+        if known.is_none() && self.descendants.len() >= Limits::DESCENDANTS {
+            return;
+        }
+        self.unreported.insert(descendant.id, Some(descendant.clone()));
+        self.report_at.get_or_insert(now + GATHER);
+        Arc::make_mut(&mut self.descendants).insert(descendant.id, (via, descendant));
+    }
+
+    fn remove(&mut self, now: Time, via: NodeId, id: NodeId) {
+        if self.descendants.get(&id).is_some_and(|(by, _)| *by == via) {
+            Arc::make_mut(&mut self.descendants).remove(&id);
+            self.unreported.insert(id, None);
+            self.report_at.get_or_insert(now + GATHER);
+        }
+    }
+
+    fn below(&self, child: NodeId) -> Vec<NodeId> {
+        self.descendants.iter().filter(|(_, (via, _))| *via == child).map(|(&id, _)| id).collect()
+    }
+}
+
+impl Machine {
+    pub(super) fn free_slots(&self) -> u16 {
+        self.settings.max_children.saturating_sub(self.downlink.children.len() as u16)
+    }
+
+    pub(super) fn attach_asked(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        (tenure, serial): (Tenure, u64),
+        (level, effective_level): (Level, Level),
+        backup: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let known = self.downlink.children.get(&peer);
+        if known.is_some_and(|child| (child.tenure, child.serial) > (tenure, serial)) {
+            return effects.push(Effect::Dropped("stale_attach"));
+        }
+        if let Some(reason) = self.refusal(peer, effective_level, backup) {
+            return effects.push(Effect::Send(peer, Frame::Refuse { serial, reason }));
+        }
+        if backup {
+            self.downlink.reserved.insert(peer, serial);
+        } else {
+            self.accept_child(now, peer, (tenure, serial), (level, effective_level), effects);
+        }
+        self.touch();
+        let path = self.view().path_for_children();
+        effects.push(Effect::Send(peer, Frame::Accept { serial, tenure: self.tenure, path, backup }));
+    }
+
+    fn refusal(&self, peer: NodeId, effective_level: Level, backup: bool) -> Option<Refusal> {
+        let own = &self.description;
+        let (children, reserved) = (&self.downlink.children, &self.downlink.reserved);
+        let others = children.keys().filter(|id| **id != peer).count();
+        let kept = reserved.keys().filter(|id| **id != peer && !children.contains_key(id)).count();
+        let taken = if backup { others + kept } else { others };
+        if effective_level >= self.effective_level() {
+            Some(Refusal::Level)
+        } else if self.leaving || !own.can_parent || !own.operational {
+            Some(Refusal::Closed)
+        } else if taken >= usize::from(self.settings.max_children) {
+            Some(Refusal::Full)
+        } else {
+            None
+        }
+    }
+
+    fn accept_child(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        (tenure, serial): (Tenure, u64),
+        (level, effective_level): (Level, Level),
+        effects: &mut Vec<Effect>,
+    ) {
+        self.downlink.reserved.remove(&peer);
+        let child = ChildView { tenure, serial, effective_level, since: now };
+        if self.downlink.children.insert(peer, child).is_none() {
+            effects.push(Effect::Event(Event::PeerAdded { child: peer }));
+        }
+        let name = self.links.get(&peer).cloned().expect("frames are taken over links that are up");
+        let version = (tenure.incarnation, serial);
+        let parent = self.settings.me;
+        self.downlink.add(now, peer, Descendant { id: peer, name, level, effective_level, parent, version });
+        self.preempt_reservations(effects);
+    }
+
+    /// A child is worth more than a reservation: the highest ids give way first.
+    fn preempt_reservations(&mut self, effects: &mut Vec<Effect>) {
+        let most = usize::from(self.settings.max_children);
+        while self.downlink.children.len() + self.downlink.reserved.len() > most {
+            let Some((peer, _)) = self.downlink.reserved.pop_last() else { return };
+            effects.push(Effect::Send(peer, Frame::Dismiss { reason: Parting::Preempted }));
+        }
+    }
+
+    pub(super) fn detached(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        serial: u64,
+        reason: Parting,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.downlink.reserved.get(&peer).is_some_and(|&known| known <= serial) {
+            self.downlink.reserved.remove(&peer);
+            self.touch();
+        }
+        if self.downlink.children.get(&peer).is_some_and(|child| child.serial <= serial) {
+            self.child_gone(now, peer, &format!("{reason:?}").to_lowercase(), effects);
+        }
+    }
+
+    pub(super) fn dismiss(&mut self, child: NodeId, reason: Parting, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Send(child, Frame::Dismiss { reason }));
+    }
+
+    pub(super) fn child_gone(&mut self, now: Time, peer: NodeId, reason: &str, effects: &mut Vec<Effect>) {
+        if self.downlink.reserved.remove(&peer).is_some() {
+            self.touch();
+        }
+        if self.downlink.children.remove(&peer).is_none() {
+            return;
+        }
+        for id in self.downlink.below(peer) {
+            self.downlink.remove(now, peer, id);
+        }
+        effects.push(Effect::Event(Event::PeerRemoved { child: peer, reason: reason.to_owned() }));
+        self.touch();
+    }
+
+    pub(super) fn subtree_reported(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        full: bool,
+        changes: Vec<Change>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.downlink.children.contains_key(&peer) {
+            return effects.push(Effect::Dropped("subtree_of_stranger"));
+        }
+        if full {
+            let named = |id: &NodeId| changes.iter().any(|c| matches!(c, Change::Added(d) if d.id == *id));
+            let gone: Vec<_> = self.downlink.below(peer).into_iter().filter(|id| *id != peer && !named(id)).collect();
+            for id in gone {
+                self.downlink.remove(now, peer, id);
+            }
+        }
+        for change in changes.into_iter().take(Limits::SUBTREE_CHANGES) {
+            match change {
+                Change::Added(descendant) if descendant.id != self.settings.me => {
+                    self.downlink.add(now, peer, descendant);
+                }
+                Change::Removed(id) if id != peer => self.downlink.remove(now, peer, id),
+                Change::Added(_) | Change::Removed(_) => effects.push(Effect::Dropped("impossible_subtree")),
+            }
+        }
+        self.touch();
+    }
+
+    /// Tells a new parent everyone who is below.
+    pub(super) fn report_whole_subtree(&mut self, _now: Time, effects: &mut Vec<Effect>) {
+        let Some(parent) = self.uplink.parent.as_ref().map(|parent| parent.id) else { return };
+        self.downlink.unreported.clear();
+        self.downlink.report_at = None;
+        let all: Vec<_> = self.downlink.descendants.values().map(|(_, d)| Change::Added(d.clone())).collect();
+        if all.is_empty() {
+            return effects.push(Effect::Send(parent, Frame::Subtree { full: true, changes: all }));
+        }
+        for (i, changes) in all.chunks(Limits::SUBTREE_CHANGES).enumerate() {
+            effects.push(Effect::Send(parent, Frame::Subtree { full: i == 0, changes: changes.to_vec() }));
+        }
+    }
+
+    pub(super) fn report_subtree(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Some(parent) = self.uplink.parent.as_ref().map(|parent| parent.id) else { return };
+        if self.downlink.report_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.downlink.report_at = None;
+        let all: Vec<_> = std::mem::take(&mut self.downlink.unreported)
+            .into_iter()
+            .map(|(id, descendant)| descendant.map_or(Change::Removed(id), Change::Added))
+            .collect();
+        for changes in all.chunks(Limits::SUBTREE_CHANGES) {
+            effects.push(Effect::Send(parent, Frame::Subtree { full: false, changes: changes.to_vec() }));
+        }
+    }
+
+    pub(super) fn say_goodbye_below(&mut self, effects: &mut Vec<Effect>) {
+        let reason = Parting::Leaving;
+        let below = self.downlink.children.keys().chain(self.downlink.reserved.keys());
+        effects.extend(below.map(|&peer| Effect::Send(peer, Frame::Dismiss { reason })));
+        self.downlink.children.clear();
+        self.downlink.reserved.clear();
+        self.downlink.descendants = Arc::default();
+        self.touch();
+    }
+}

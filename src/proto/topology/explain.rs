@@ -1,0 +1,75 @@
+//! Why this parent: every candidate with its gates, factors and score.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::NodeId;
+use crate::proto::selection::{Factor, Gate};
+use crate::proto::topology::LastChange;
+use crate::proto::topology::machine::Machine;
+use crate::time::Time;
+
+/// How a candidate stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CandidateExplained {
+    pub node: NodeId,
+    pub chosen: bool,
+    /// Absent if a gate stops it.
+    pub score: Option<f64>,
+    pub gates: Vec<Gate>,
+    pub factors: Vec<Factor>,
+}
+
+/// The present decision and the last change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Why {
+    pub parent: Option<NodeId>,
+    pub decided_at: Time,
+    pub reason: String,
+    pub candidates: Vec<CandidateExplained>,
+    pub last_change: Option<LastChange>,
+}
+
+impl Machine {
+    /// Explains the choice as it would fall now; candidates best first, then those whom a gate stops.
+    pub fn why(&self, now: Time) -> Why {
+        let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
+        let mut candidates = self.with_chooser(now, |chooser| {
+            let explain = |candidate: &_| {
+                let rank = chooser.rank(candidate);
+                let node = candidate.beacon.id;
+                CandidateExplained {
+                    node,
+                    chosen: parent == Some(node),
+                    score: rank.map(|rank| rank.score),
+                    gates: chooser.explain_gates(candidate),
+                    factors: chooser.explain_factors(candidate),
+                }
+            };
+            self.candidates(now).map(|candidate| explain(&candidate)).collect::<Vec<_>>()
+        });
+        let score = |c: &CandidateExplained| c.score.unwrap_or(-1.0);
+        candidates.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.node.cmp(&b.node)));
+        Why {
+            parent,
+            decided_at: self.uplink.decided_at,
+            reason: self.uplink.reason.clone(),
+            candidates,
+            last_change: self.uplink.last_change.clone(),
+        }
+    }
+
+    /// What keeps a node without a parent waiting, in words.
+    pub(super) fn waiting_for(&self, now: Time) -> Option<String> {
+        if self.uplink.parent.is_some() {
+            return None;
+        }
+        if let Some(attempt) = &self.uplink.attempt {
+            return Some(format!("an answer from {}", attempt.id.short()));
+        }
+        let above = self.candidates(now).count();
+        Some(match above {
+            0 => "a candidate parent: nobody of a higher level has been heard".into(),
+            n => format!("a candidate parent: {n} of a higher level heard, {}", self.uplink.reason),
+        })
+    }
+}

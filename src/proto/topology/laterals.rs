@@ -1,0 +1,131 @@
+//! Laterals: a bounded number of links to the nearest nodes of one's own group.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::id::NodeId;
+use crate::proto::event::Event;
+use crate::proto::topology::machine::{Effect, Machine};
+use crate::proto::topology::{Frame, Lateral};
+use crate::time::Time;
+
+/// How long an offer may go without an answer.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How long a peer that did not accept is left alone.
+const REST: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bond {
+    /// We want it; the offer goes out when the link is up.
+    Offered {
+        until: Time,
+        sent: bool,
+    },
+    Accepted,
+    Resting {
+        until: Time,
+    },
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Laterals(BTreeMap<NodeId, Bond>);
+
+impl Laterals {
+    pub fn accepted(&self) -> impl Iterator<Item = NodeId> {
+        self.0.iter().filter(|(_, bond)| **bond == Bond::Accepted).map(|(&id, _)| id)
+    }
+
+    pub fn wanted(&self) -> impl Iterator<Item = NodeId> {
+        self.0.iter().filter(|(_, bond)| !matches!(bond, Bond::Resting { .. })).map(|(&id, _)| id)
+    }
+}
+
+impl Machine {
+    /// Of two members the one with the lower id offers, one peer at a time, the nearest first.
+    pub(super) fn choose_laterals(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.laterals.0.retain(|_, bond| !matches!(bond, Bond::Resting { until } if now >= *until));
+        for bond in self.laterals.0.values_mut() {
+            if matches!(bond, Bond::Offered { until, .. } if now >= *until) {
+                *bond = Bond::Resting { until: now + REST };
+            }
+        }
+        let offering = self.laterals.0.iter().find(|(_, bond)| matches!(bond, Bond::Offered { .. }));
+        let peer = match offering {
+            Some((&peer, _)) => Some(peer),
+            None if self.laterals.accepted().count() < self.settings.max_laterals => self.nearest_peer(now),
+            None => None,
+        };
+        let Some(peer) = peer else { return };
+        let fresh = Bond::Offered { until: now + ANSWER, sent: false };
+        let linked = self.links.contains_key(&peer);
+        let bond = self.laterals.0.entry(peer).or_insert(fresh);
+        if let Bond::Offered { sent, .. } = bond {
+            if linked && !*sent {
+                *sent = true;
+                effects.push(Effect::Send(peer, Frame::Lateral(Lateral::Offer)));
+            }
+        }
+        self.touch();
+    }
+
+    fn nearest_peer(&self, now: Time) -> Option<NodeId> {
+        let parent = self.uplink.parent.as_ref()?.id.prefix();
+        let level = self.effective_level();
+        let peers = self.neighbours.iter().filter(|(id, n)| {
+            n.beacon.effective_level == level
+                && n.beacon.parent == Some(parent)
+                && **id > self.settings.me
+                && n.is_fresh(now)
+                && !self.laterals.0.contains_key(id)
+        });
+        let distance = |point: Option<crate::proto::geo::GeoPoint>| match (self.description.position, point) {
+            (Some(here), Some(there)) => here.distance_m(&there),
+            _ => f64::MAX,
+        };
+        let nearest = peers
+            .min_by(|(a, x), (b, y)| distance(x.beacon.point()).total_cmp(&distance(y.beacon.point())).then(a.cmp(b)));
+        nearest.map(|(&id, _)| id)
+    }
+
+    pub(super) fn lateral_said(&mut self, now: Time, peer: NodeId, said: Lateral, effects: &mut Vec<Effect>) {
+        let bond = self.laterals.0.get(&peer).copied();
+        match (said, bond) {
+            (Lateral::Offer, Some(Bond::Accepted)) => {
+                effects.push(Effect::Send(peer, Frame::Lateral(Lateral::Accept)));
+            }
+            (Lateral::Offer, _) if self.leaving || self.laterals.accepted().count() >= self.settings.max_laterals => {
+                effects.push(Effect::Send(peer, Frame::Lateral(Lateral::End)));
+            }
+            (Lateral::Offer, _) => {
+                effects.push(Effect::Send(peer, Frame::Lateral(Lateral::Accept)));
+                self.lateral_found(peer, effects);
+            }
+            (Lateral::Accept, Some(Bond::Offered { .. })) => self.lateral_found(peer, effects),
+            (Lateral::Accept, _) => {}
+            (Lateral::End, _) => {
+                self.lateral_gone(peer, effects);
+                self.laterals.0.insert(peer, Bond::Resting { until: now + REST });
+            }
+        }
+    }
+
+    fn lateral_found(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
+        self.laterals.0.insert(peer, Bond::Accepted);
+        effects.push(Effect::Event(Event::LateralPeerDiscovered { peer }));
+        self.touch();
+    }
+
+    pub(super) fn lateral_gone(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
+        if self.laterals.0.remove(&peer) == Some(Bond::Accepted) {
+            effects.push(Effect::Event(Event::LateralPeerLost { peer }));
+            self.touch();
+        }
+    }
+
+    pub(super) fn lateral_unreachable(&mut self, now: Time, peer: NodeId) {
+        if let Some(bond) = self.laterals.0.get_mut(&peer) {
+            *bond = Bond::Resting { until: now + REST };
+            self.touch();
+        }
+    }
+}

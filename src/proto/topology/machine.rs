@@ -1,0 +1,373 @@
+//! The topology machine: takes observations and frames, decides, and publishes its view.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand_pcg::Pcg32;
+
+use crate::id::{NodeId, NodeName};
+use crate::level::Level;
+use crate::proto::account::AccountId;
+use crate::proto::beacon::{Description, Neighbours, Observation};
+use crate::proto::budget::Backoff;
+use crate::proto::election::{self, Profile, Role};
+use crate::proto::event::Event;
+use crate::proto::selection::Weights;
+use crate::proto::topology::downlink::Downlink;
+use crate::proto::topology::laterals::Laterals;
+use crate::proto::topology::uplink::Uplink;
+use crate::proto::topology::{Frame, Parting, Standing, Tenure, View};
+use crate::time::{Time, earliest};
+
+/// How long after news the machine thinks again, so that a burst is one thought.
+const COALESCE: Duration = Duration::from_millis(50);
+/// How often it thinks again anyway.
+const ROUTINE: Duration = Duration::from_secs(1);
+
+/// What the topology machine is configured with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub me: NodeId,
+    pub name: NodeName,
+    pub level: Level,
+    pub incarnation: u64,
+    pub max_children: u16,
+    pub max_laterals: usize,
+    pub max_distance_m: f64,
+    pub weights: Weights,
+    pub hysteresis: f64,
+    /// How long a parent is kept at least before a better one replaces it.
+    pub dwell: Duration,
+    pub preferred_parent: Option<NodeId>,
+    pub backoff: Backoff,
+    /// The account in which this node commits samples as a root.
+    pub account: Option<AccountId>,
+    /// Switches repair off, so that tests can see that they would notice.
+    pub repair: bool,
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug)]
+pub enum Input {
+    Observed(Observation),
+    Described(Arc<Description>),
+    /// A link is up; the name is from its hello.
+    LinkUp(NodeId, NodeName),
+    LinkDown(NodeId, String),
+    /// All links that are up: who is missing is down.
+    Links(BTreeMap<NodeId, NodeName>),
+    /// A wanted peer could not be dialled.
+    Unreachable(NodeId, String),
+    Frame(NodeId, Frame),
+    /// A child's frames come under another tenure.
+    Stale(NodeId),
+    /// The host wants the parent chosen anew.
+    Reevaluate,
+    /// Somebody who restarted wants the view again.
+    Replay,
+    /// The node is about to stop.
+    Leave,
+}
+
+#[derive(Clone, Debug)]
+pub enum Effect {
+    Send(NodeId, Frame),
+    View(Arc<View>),
+    Event(Event),
+    /// An input was dropped; the label says why.
+    Dropped(&'static str),
+}
+
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub(super) settings: Settings,
+    pub(super) description: Arc<Description>,
+    /// Neighbours of this effective level and above.
+    pub(super) neighbours: Neighbours,
+    pub(super) links: BTreeMap<NodeId, NodeName>,
+    pub(super) tenure: Tenure,
+    pub(super) uplink: Uplink,
+    pub(super) downlink: Downlink,
+    pub(super) laterals: Laterals,
+    role: Role,
+    leader: NodeId,
+    pub(super) leaving: bool,
+    view: Arc<View>,
+    dirty: bool,
+    think_at: Time,
+    pub(super) rng: Pcg32,
+}
+
+impl Machine {
+    pub fn new(now: Time, settings: Settings, description: Arc<Description>) -> Self {
+        let tenure = Tenure { incarnation: settings.incarnation, counter: 0 };
+        let name = settings.name.clone();
+        let mut view = View::alone(settings.me, name, settings.level, tenure, settings.max_children);
+        view.account = settings.account;
+        Self {
+            description,
+            neighbours: Neighbours::default(),
+            links: BTreeMap::new(),
+            tenure,
+            // Attempts of a machine that starts cold within one process must be later than those before.
+            uplink: Uplink::new(now.as_micros()),
+            downlink: Downlink::default(),
+            laterals: Laterals::default(),
+            role: Role::Standalone,
+            leader: settings.me,
+            leaving: false,
+            view: Arc::new(view),
+            dirty: true,
+            think_at: now,
+            rng: Pcg32::seed_from_u64(settings.seed),
+            settings,
+        }
+    }
+
+    /// Goes on from a snapshot: same parent, same children, same tenure; nobody is re-elected.
+    pub fn recover(now: Time, snapshot: &Self) -> Self {
+        let mut machine = snapshot.clone();
+        machine.neighbours.forgive(now);
+        machine.dirty = true;
+        machine.think_at = now;
+        machine
+    }
+
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Observed(observation) => self.observed(now, observation),
+            Input::Described(description) => {
+                self.description = description;
+                self.think_within(now, COALESCE);
+            }
+            Input::LinkUp(peer, name) => self.link_up(now, peer, name, effects),
+            Input::LinkDown(peer, reason) => self.link_down(now, peer, &reason, effects),
+            Input::Links(up) => {
+                let gone: Vec<_> = self.links.keys().filter(|peer| !up.contains_key(peer)).copied().collect();
+                for peer in gone {
+                    self.link_down(now, peer, "not among the links", effects);
+                }
+                for (peer, name) in up {
+                    if !self.links.contains_key(&peer) {
+                        self.link_up(now, peer, name, effects);
+                    }
+                }
+            }
+            Input::Unreachable(peer, reason) => self.unreachable(now, peer, &reason, effects),
+            Input::Frame(peer, frame) => self.frame(now, peer, frame, effects),
+            Input::Stale(child) => self.dismiss(child, Parting::Stale, effects),
+            Input::Reevaluate => self.think(now, effects),
+            Input::Replay => {
+                self.dirty = true;
+            }
+            Input::Leave => self.leave(now, effects),
+        }
+        self.publish(now, effects);
+    }
+
+    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if now >= self.think_at {
+            self.think(now, effects);
+        }
+        if self.uplink.deadline().is_some_and(|at| now >= at) {
+            self.attempt_timed_out(now, effects);
+        }
+        self.report_subtree(now, effects);
+        self.publish(now, effects);
+    }
+
+    pub fn deadline(&self) -> Option<Time> {
+        earliest(earliest(Some(self.think_at), self.uplink.deadline()), self.downlink.report_at(&self.uplink))
+    }
+
+    pub(super) fn think_within(&mut self, now: Time, wait: Duration) {
+        self.think_at = self.think_at.min(now + wait);
+    }
+
+    pub(super) fn touch(&mut self) {
+        self.dirty = true;
+    }
+
+    fn think(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.think_at = now + ROUTINE;
+        if self.leaving {
+            return;
+        }
+        self.choose_parent(now, effects);
+        self.choose_backup(now, effects);
+        self.choose_laterals(now, effects);
+        self.elect(now, effects);
+    }
+
+    fn observed(&mut self, now: Time, observation: Observation) {
+        match observation {
+            Observation::Seen(beacon) | Observation::Renewed { beacon, changed: true } => {
+                if beacon.effective_level >= self.effective_level() {
+                    self.neighbours.observe(now, beacon);
+                    self.think_within(now, COALESCE);
+                }
+            }
+            Observation::Renewed { beacon, changed: false } => {
+                if beacon.effective_level >= self.effective_level() {
+                    self.neighbours.observe(now, beacon);
+                }
+            }
+            Observation::Expired(id) => {
+                if self.neighbours.get(&id).is_some() {
+                    self.neighbours.sweep(now);
+                    self.think_within(now, COALESCE);
+                }
+            }
+        }
+    }
+
+    fn link_up(&mut self, now: Time, peer: NodeId, name: NodeName, effects: &mut Vec<Effect>) {
+        self.links.insert(peer, name);
+        self.uplink.forgive(&peer);
+        self.ask_if_linked(now, effects);
+        self.think_within(now, COALESCE);
+    }
+
+    fn link_down(&mut self, now: Time, peer: NodeId, reason: &str, effects: &mut Vec<Effect>) {
+        self.links.remove(&peer);
+        self.child_gone(now, peer, reason, effects);
+        self.lateral_gone(peer, effects);
+        self.parent_gone(now, peer, reason, effects);
+    }
+
+    fn frame(&mut self, now: Time, peer: NodeId, frame: Frame, effects: &mut Vec<Effect>) {
+        if !self.links.contains_key(&peer) {
+            return effects.push(Effect::Dropped("frame_without_link"));
+        }
+        match frame {
+            Frame::Attach { tenure, serial, level, effective_level, backup } => {
+                self.attach_asked(now, peer, (tenure, serial), (level, effective_level), backup, effects);
+            }
+            Frame::Accept { serial, tenure, path, backup } => {
+                self.accepted(now, peer, serial, tenure, path, backup, effects);
+            }
+            Frame::Refuse { serial, reason } => self.refused(now, peer, serial, reason, effects),
+            Frame::Detach { serial, reason } => self.detached(now, peer, serial, reason, effects),
+            Frame::Dismiss { reason } => self.dismissed(now, peer, reason, effects),
+            Frame::Path(path) => self.path_changed(now, peer, path, effects),
+            Frame::Subtree { full, changes } => self.subtree_reported(now, peer, full, changes, effects),
+            Frame::Lateral(lateral) => self.lateral_said(now, peer, lateral, effects),
+        }
+    }
+
+    fn leave(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.leaving = true;
+        self.say_goodbye_below(effects);
+        self.say_goodbye_above(now, effects);
+    }
+
+    pub(super) fn effective_level(&self) -> Level {
+        self.settings.level
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        if self.uplink.parent.is_some() {
+            Standing::Attached
+        } else if self.uplink.is_trying() || self.uplink.known_root_level > Some(self.settings.level) {
+            Standing::Detached
+        } else {
+            Standing::Root
+        }
+    }
+
+    /// My group: the nodes of my effective level with the same parent, or without one like me.
+    fn elect(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let own = &self.description;
+        let parent = self.uplink.parent.as_ref().map(|parent| parent.id.prefix());
+        let mut group = vec![Profile {
+            id: self.settings.me,
+            score: election::score(own.mobility.score(), own.resources.score(), own.resources.battery()),
+            priority: own.parent_priority,
+            leads: self.role == Role::Leader,
+        }];
+        let level = self.effective_level();
+        let peers = self
+            .neighbours
+            .iter()
+            .filter(|(_, n)| n.beacon.effective_level == level && n.beacon.parent == parent && n.is_fresh(now));
+        group.extend(peers.map(|(&id, n)| Profile {
+            id,
+            score: election::score(n.beacon.mobility.score(), n.beacon.resources.score(), n.beacon.resources.battery()),
+            priority: n.beacon.parent_priority,
+            leads: n.beacon.role == Role::Leader,
+        }));
+        let leader = election::elect(&group).unwrap_or(self.settings.me);
+        let role = match (group.len(), leader == self.settings.me) {
+            (1, _) => Role::Standalone,
+            (_, true) => Role::Leader,
+            (_, false) => Role::Member,
+        };
+        if role != self.role {
+            effects.push(Effect::Event(Event::RoleChanged { from: self.role, to: role }));
+        }
+        if (role, leader) != (self.role, self.leader) {
+            (self.role, self.leader) = (role, leader);
+            self.touch();
+        }
+    }
+
+    /// Publishes the view if anything in it changed, and tells the children when the way up did.
+    fn publish(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        let view = Arc::new(self.current_view(now));
+        let (before, after) = (self.view.path_for_children(), view.path_for_children());
+        self.view = view;
+        if before != after {
+            let children = self.view.children.keys().chain(&self.view.reserved);
+            effects.extend(children.map(|&child| Effect::Send(child, Frame::Path(after.clone()))));
+        }
+        effects.push(Effect::View(self.view.clone()));
+    }
+
+    fn current_view(&self, now: Time) -> View {
+        let uplink = &self.uplink;
+        let standing = self.standing();
+        let account = match standing {
+            Standing::Attached => uplink.path.account,
+            // Who was cut off from a higher root does not commit in its place.
+            Standing::Root | Standing::Detached => self.settings.account,
+        };
+        let wanted: BTreeSet<_> = (uplink.wanted().chain(self.laterals.wanted())).collect();
+        let seek = match standing {
+            Standing::Attached => None,
+            Standing::Detached => Some(Duration::from_secs(1)),
+            Standing::Root => Some(Duration::from_secs(5)),
+        };
+        View {
+            me: self.settings.me,
+            name: self.settings.name.clone(),
+            level: self.settings.level,
+            effective_level: self.effective_level(),
+            tenure: self.tenure,
+            role: self.role,
+            leader: self.leader,
+            standing,
+            parent: uplink.parent.clone(),
+            path: uplink.path.clone(),
+            account,
+            backup: uplink.accepted_backup(),
+            children: self.downlink.children.clone(),
+            reserved: self.downlink.reserved.keys().copied().collect(),
+            laterals: self.laterals.accepted().collect(),
+            descendants: self.downlink.descendants.clone(),
+            free_slots: self.free_slots(),
+            slots: self.settings.max_children,
+            wanted,
+            seek: seek.filter(|_| !self.leaving && self.settings.repair),
+            waiting_for: self.waiting_for(now),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Topology: who is my parent, who are my children, where am I in the tree.
+//!
+//! A link of the tree exists when the child points to the parent *and* the parent has accepted the child, each under
+//! the other's current tenure. A parent accepts only a strictly lower effective level, so along every link the level
+//! rises, and there is no cycle at any instant, in any order of messages.
+
+mod downlink;
+mod explain;
+mod laterals;
+mod machine;
+mod uplink;
+mod view;
+
+pub use explain::{CandidateExplained, Why};
+pub use machine::{Effect, Input, Machine, Settings};
+pub use view::{ChildView, Descendant, ParentView, Standing, View};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{NodeId, NodeName};
+use crate::level::Level;
+use crate::limits::Limits;
+use crate::proto::account::AccountId;
+use crate::time::Time;
+
+/// A term under which a node's effective level does not fall. A restart begins a new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Tenure {
+    pub incarnation: u64,
+    pub counter: u32,
+}
+
+/// A node on the way to the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waypoint {
+    pub id: NodeId,
+    pub name: NodeName,
+    pub level: Level,
+    pub effective_level: Level,
+}
+
+/// What a parent tells its children of what is above them: the nodes from itself up to the root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Path {
+    pub waypoints: Vec<Waypoint>,
+    /// Where the root commits samples, if it does.
+    pub account: Option<AccountId>,
+}
+
+impl Path {
+    /// Whether a path from outside is short enough and rises strictly.
+    pub fn is_possible(&self) -> bool {
+        let rises = |w: &[Waypoint]| w[0].effective_level < w[1].effective_level;
+        (1..=Limits::PATH).contains(&self.waypoints.len()) && self.waypoints.windows(2).all(rises)
+    }
+}
+
+/// Why a child was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The child's effective level is not strictly below.
+    Level,
+    Full,
+    /// This node takes no children now.
+    Closed,
+}
+
+/// Why a parent or child let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parting {
+    /// Attached elsewhere.
+    Moved,
+    /// Stopping in order.
+    Leaving,
+    /// A slot was needed for a child.
+    Preempted,
+    /// The tenures no longer match.
+    Stale,
+}
+
+/// One change in a subtree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    Added(Descendant),
+    Removed(NodeId),
+}
+
+/// What topology machines say to each other over a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Frame {
+    /// "Be my parent", or "keep a slot for me" as backup. `serial` rises with every attempt of one incarnation.
+    Attach {
+        tenure: Tenure,
+        serial: u64,
+        level: Level,
+        effective_level: Level,
+        backup: bool,
+    },
+    Accept {
+        serial: u64,
+        tenure: Tenure,
+        path: Path,
+        backup: bool,
+    },
+    Refuse {
+        serial: u64,
+        reason: Refusal,
+    },
+    /// From child to parent or backup.
+    Detach {
+        serial: u64,
+        reason: Parting,
+    },
+    /// From parent to child or reservation.
+    Dismiss {
+        reason: Parting,
+    },
+    /// The way to the root has changed.
+    Path(Path),
+    /// From child to parent: who is below. `full` replaces what was said before.
+    Subtree {
+        full: bool,
+        changes: Vec<Change>,
+    },
+    /// "Be my lateral"; answered by the same with `accept`, ended with `end`.
+    Lateral(Lateral),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lateral {
+    Offer,
+    Accept,
+    End,
+}
+
+/// Why the parent changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// There was none before.
+    First,
+    /// The former one is gone.
+    Lost,
+    /// The new one is better by more than the hysteresis, or of a better kind.
+    Better,
+    /// The former one refused.
+    Refused,
+    /// The former one let go.
+    Closed,
+    Assigned,
+    /// A root is in reach again.
+    Healed,
+}
+
+/// The last change of parent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastChange {
+    pub at: Time,
+    pub from: Option<NodeId>,
+    pub to: Option<NodeId>,
+    pub cause: Cause,
+    pub detail: String,
+}

@@ -1,0 +1,454 @@
+//! The way up: choosing a parent, asking it, keeping a backup, and what happens when it is lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::{NodeId, Prefix};
+use crate::level::Level;
+use crate::proto::event::Event;
+use crate::proto::selection::{Candidate, Chooser, Rank};
+use crate::proto::topology::machine::{Effect, Machine};
+use crate::proto::topology::{Cause, Frame, LastChange, ParentView, Parting, Path, Refusal, Tenure};
+use crate::time::Time;
+
+/// How long a fresh node listens before it takes the best it has heard.
+const LISTEN: Duration = Duration::from_millis(500);
+/// How long an attempt may take, the dial included.
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// How long a request may go without an answer before it is repeated.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// A parent that was asked and has not answered.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub id: NodeId,
+    pub serial: u64,
+    pub cause: Cause,
+    pub detail: String,
+    pub until: Time,
+    /// When the request went out, or is to be repeated.
+    pub asked: Option<Time>,
+}
+
+/// A node that may have us when the parent is gone.
+#[derive(Clone, Debug)]
+pub(super) struct Backup {
+    pub id: NodeId,
+    pub serial: u64,
+    pub accepted: bool,
+    pub asked: Option<Time>,
+    pub until: Time,
+}
+
+/// A candidate that failed lately.
+#[derive(Clone, Copy, Debug)]
+struct Cooldown {
+    until: Time,
+    attempts: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Uplink {
+    pub parent: Option<ParentView>,
+    pub path: Arc<Path>,
+    pub attempt: Option<Attempt>,
+    pub backup: Option<Backup>,
+    /// The highest base level of a root this node was ever under.
+    pub known_root_level: Option<Level>,
+    pub last_change: Option<LastChange>,
+    pub decided_at: Time,
+    pub reason: String,
+    cooldowns: BTreeMap<NodeId, Cooldown>,
+    /// When a candidate was first in sight, until the first parent is chosen.
+    first_sight: Option<Time>,
+    /// The parent that was lost, and why, until there is a new one.
+    lost: Option<(NodeId, Cause, String)>,
+    serial: u64,
+}
+
+impl Uplink {
+    pub fn new(first_serial: u64) -> Self {
+        Self {
+            parent: None,
+            path: Arc::default(),
+            attempt: None,
+            backup: None,
+            known_root_level: None,
+            last_change: None,
+            decided_at: Time::ZERO,
+            reason: "listening".into(),
+            cooldowns: BTreeMap::new(),
+            first_sight: None,
+            lost: None,
+            serial: first_serial,
+        }
+    }
+
+    pub fn is_trying(&self) -> bool {
+        self.attempt.is_some() || self.first_sight.is_some() || self.lost.is_some()
+    }
+
+    pub fn deadline(&self) -> Option<Time> {
+        let attempt = self.attempt.as_ref().map(|a| a.asked.map_or(a.until, |at| a.until.min(at + ANSWER)));
+        let backup = self.backup.as_ref().filter(|b| !b.accepted).map(|b| b.until);
+        crate::time::earliest(attempt, backup)
+    }
+
+    pub fn wanted(&self) -> impl Iterator<Item = NodeId> {
+        let parent = self.parent.as_ref().map(|parent| parent.id);
+        let attempt = self.attempt.as_ref().map(|attempt| attempt.id);
+        parent.into_iter().chain(attempt).chain(self.backup.as_ref().map(|backup| backup.id))
+    }
+
+    pub fn accepted_backup(&self) -> Option<NodeId> {
+        self.backup.as_ref().filter(|backup| backup.accepted).map(|backup| backup.id)
+    }
+
+    /// A link to the candidate came up: what kept it from us is over.
+    pub fn forgive(&mut self, id: &NodeId) {
+        if let Some(cooldown) = self.cooldowns.get_mut(id) {
+            cooldown.until = Time::ZERO;
+        }
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+}
+
+impl Machine {
+    pub(super) fn with_chooser<T>(&self, now: Time, ask: impl FnOnce(Chooser<'_>) -> T) -> T {
+        let best_roots = self.best_roots(now);
+        ask(Chooser {
+            effective_level: self.effective_level(),
+            position: self.description.position,
+            max_distance_m: self.settings.max_distance_m,
+            weights: self.settings.weights,
+            best_roots: &best_roots,
+            preferred: self.settings.preferred_parent,
+        })
+    }
+
+    pub(super) fn candidates(&self, now: Time) -> impl Iterator<Item = Candidate<'_>> {
+        let level = self.effective_level();
+        let above = self.neighbours.iter().filter(move |(_, n)| n.beacon.effective_level > level);
+        above.map(move |(id, n)| {
+            let is_parent = self.uplink.parent.as_ref().is_some_and(|parent| parent.id == *id);
+            Candidate {
+                beacon: &n.beacon,
+                // A parent's link says more of its life than its beacons.
+                fresh: n.is_fresh(now) || is_parent,
+                descendant: self.downlink.descendants.contains_key(id),
+                holds_slot: is_parent || self.uplink.accepted_backup() == Some(*id),
+                link_quality: None,
+            }
+        })
+    }
+
+    /// The highest roots in sight: nodes without a parent of the highest effective level.
+    fn best_roots(&self, now: Time) -> BTreeSet<Prefix> {
+        let roots = || {
+            let fresh = self.neighbours.iter().filter(|(_, n)| n.is_fresh(now) && n.beacon.parent.is_none());
+            fresh.map(|(_, n)| &n.beacon)
+        };
+        let highest = roots().map(|beacon| beacon.effective_level).max();
+        roots().filter(|beacon| Some(beacon.effective_level) == highest).map(|beacon| beacon.id.prefix()).collect()
+    }
+
+    fn ranking(&self, now: Time) -> Vec<Rank> {
+        let mut ranking = self.with_chooser(now, |chooser| chooser.ranking(self.candidates(now)));
+        let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
+        let resting = |id: &NodeId| self.uplink.cooldowns.get(id).is_some_and(|cooldown| now < cooldown.until);
+        ranking.retain(|rank| Some(rank.id) == parent || !resting(&rank.id));
+        ranking
+    }
+
+    pub(super) fn choose_parent(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.uplink.attempt.is_some() || (!self.settings.repair && self.uplink.last_change.is_some()) {
+            return;
+        }
+        let ranking = self.ranking(now);
+        let Some(&best) = ranking.first() else {
+            if self.uplink.parent.is_none() {
+                self.uplink.reason = "no candidate passes the gates".into();
+                if self.uplink.first_sight.take().is_some() {
+                    self.touch();
+                }
+            }
+            return;
+        };
+        match self.uplink.parent.clone() {
+            None if self.uplink.lost.is_none() && self.is_listening(now) => {}
+            None => {
+                let (cause, detail) = match &self.uplink.lost {
+                    Some((_, cause, detail)) => (*cause, detail.clone()),
+                    None => (Cause::First, "the best candidate heard".into()),
+                };
+                self.attempt(now, best.id, cause, detail, effects);
+            }
+            Some(parent) if best.id != parent.id => {
+                let Some(present) = ranking.iter().find(|rank| rank.id == parent.id) else { return };
+                let kept = now.since(parent.since) >= self.settings.dwell;
+                if kept && best.displaces(present, self.settings.hysteresis) {
+                    let (cause, why) = match best.rooted && !present.rooted {
+                        true => (Cause::Healed, "a root is in reach through it"),
+                        false => (Cause::Better, "better by more than the hysteresis"),
+                    };
+                    let detail = format!("{why}: {:.3} against {:.3}", best.score, present.score);
+                    self.attempt(now, best.id, cause, detail, effects);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// A fresh node hears several candidates out before it chooses.
+    fn is_listening(&mut self, now: Time) -> bool {
+        let since = *self.uplink.first_sight.get_or_insert_with(|| now);
+        let wait = LISTEN.saturating_sub(now.since(since));
+        if wait.is_zero() {
+            return false;
+        }
+        self.touch();
+        self.think_within(now, wait);
+        true
+    }
+
+    fn attempt(&mut self, now: Time, id: NodeId, cause: Cause, detail: String, effects: &mut Vec<Effect>) {
+        let serial = self.uplink.next_serial();
+        self.uplink.attempt = Some(Attempt { id, serial, cause, detail, until: now + ATTEMPT, asked: None });
+        self.touch();
+        self.ask_if_linked(now, effects);
+    }
+
+    /// Sends what a link was waited for: the request to a parent, and to a backup.
+    pub(super) fn ask_if_linked(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let (tenure, level, effective_level) = (self.tenure, self.settings.level, self.effective_level());
+        let request = |serial, backup| Frame::Attach { tenure, serial, level, effective_level, backup };
+        if let Some(attempt) = &mut self.uplink.attempt {
+            if self.links.contains_key(&attempt.id) && attempt.asked.is_none() {
+                attempt.asked = Some(now);
+                effects.push(Effect::Send(attempt.id, request(attempt.serial, false)));
+            }
+        }
+        if let Some(backup) = &mut self.uplink.backup {
+            if self.links.contains_key(&backup.id) && backup.asked.is_none() {
+                backup.asked = Some(now);
+                effects.push(Effect::Send(backup.id, request(backup.serial, true)));
+            }
+        }
+    }
+
+    pub(super) fn attempt_timed_out(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if let Some(attempt) = &mut self.uplink.attempt {
+            if now >= attempt.until {
+                let id = attempt.id;
+                self.attempt_failed(now, id, Cause::Lost, "no answer", effects);
+            } else if attempt.asked.is_some_and(|at| now >= at + ANSWER) {
+                attempt.asked = None;
+                self.ask_if_linked(now, effects);
+            }
+        }
+        if self.uplink.backup.as_ref().is_some_and(|backup| !backup.accepted && now >= backup.until) {
+            self.drop_backup(now);
+        }
+    }
+
+    fn attempt_failed(&mut self, now: Time, id: NodeId, cause: Cause, why: &str, effects: &mut Vec<Effect>) {
+        let Some(attempt) = self.uplink.attempt.take_if(|attempt| attempt.id == id) else { return };
+        self.rest(now, id);
+        self.uplink.reason = format!("{} did not take this node: {why}", id.short());
+        if self.uplink.parent.is_none() && self.uplink.lost.is_none() && cause == Cause::Refused {
+            self.uplink.lost = Some((attempt.id, cause, why.to_owned()));
+        }
+        self.touch();
+        self.choose_parent(now, effects);
+    }
+
+    fn rest(&mut self, now: Time, id: NodeId) {
+        let attempts = self.uplink.cooldowns.get(&id).map_or(0, |cooldown| cooldown.attempts);
+        let until = now + self.settings.backoff.jittered(attempts, &mut self.rng);
+        self.uplink.cooldowns.insert(id, Cooldown { until, attempts: attempts + 1 });
+        // Who is out of the table of neighbours is no candidate any more.
+        if self.uplink.cooldowns.len() > 64 {
+            let known = &self.neighbours;
+            self.uplink.cooldowns.retain(|id, _| known.get(id).is_some());
+        }
+    }
+
+    pub(super) fn unreachable(&mut self, now: Time, peer: NodeId, reason: &str, effects: &mut Vec<Effect>) {
+        if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
+            self.rest(now, peer);
+            self.drop_backup(now);
+        }
+        self.lateral_unreachable(now, peer);
+        self.attempt_failed(now, peer, Cause::Lost, reason, effects);
+    }
+
+    pub(super) fn accepted(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        serial: u64,
+        tenure: Tenure,
+        path: Path,
+        backup: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !path.is_possible() || path.waypoints[0].id != peer || self.is_on(&path) {
+            return effects.push(Effect::Dropped("impossible_path"));
+        }
+        if backup {
+            if let Some(kept) = self.uplink.backup.as_mut().filter(|b| b.id == peer && b.serial == serial) {
+                kept.accepted = true;
+                self.touch();
+            }
+            return;
+        }
+        // A repeated acceptance of the present parent changes nothing.
+        let Some(attempt) = self.uplink.attempt.take_if(|a| a.id == peer && a.serial == serial) else { return };
+        let former = self.uplink.parent.take();
+        let lost = self.uplink.lost.take();
+        let from = former.as_ref().map(|parent| parent.id).or(lost.as_ref().map(|(id, _, _)| *id));
+        if let Some(former) = former.filter(|former| former.id != peer) {
+            effects.push(Effect::Send(former.id, Frame::Detach { serial: former.serial, reason: Parting::Moved }));
+        }
+        let ever = self.uplink.last_change.is_some();
+        let cause = if ever { attempt.cause } else { Cause::First };
+        effects.push(Effect::Event(match (ever, from) {
+            (false, _) => Event::PeerSelected { parent: peer },
+            (true, from) => Event::PeerChanged { from, to: peer, cause },
+        }));
+        let detail = attempt.detail;
+        self.uplink.reason = detail.clone();
+        self.uplink.decided_at = now;
+        self.uplink.last_change = Some(LastChange { at: now, from, to: Some(peer), cause, detail });
+        self.uplink.parent = Some(ParentView { id: peer, tenure, serial, since: now });
+        self.uplink.cooldowns.remove(&peer);
+        self.uplink.first_sight = None;
+        if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
+            self.uplink.backup = None;
+        }
+        self.take_path(path);
+        self.report_whole_subtree(now, effects);
+        self.think_within(now, Duration::from_millis(200));
+        self.touch();
+    }
+
+    pub(super) fn refused(&mut self, now: Time, peer: NodeId, serial: u64, reason: Refusal, effects: &mut Vec<Effect>) {
+        if self.uplink.backup.as_ref().is_some_and(|b| b.id == peer && b.serial == serial) {
+            self.rest(now, peer);
+            return self.drop_backup(now);
+        }
+        if self.uplink.attempt.as_ref().is_some_and(|a| a.id == peer && a.serial == serial) {
+            self.attempt_failed(now, peer, Cause::Refused, &format!("refused: {reason:?}").to_lowercase(), effects);
+        }
+    }
+
+    pub(super) fn dismissed(&mut self, now: Time, peer: NodeId, reason: Parting, effects: &mut Vec<Effect>) {
+        if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
+            self.rest(now, peer);
+            self.drop_backup(now);
+        }
+        if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) {
+            self.lose_parent(now, Cause::Closed, &format!("{reason:?}").to_lowercase(), effects);
+        }
+    }
+
+    pub(super) fn path_changed(&mut self, now: Time, peer: NodeId, path: Path, effects: &mut Vec<Effect>) {
+        if self.uplink.parent.as_ref().is_none_or(|parent| parent.id != peer) {
+            return;
+        }
+        let too_low = path.waypoints.first().is_none_or(|w| w.effective_level <= self.effective_level());
+        if !path.is_possible() || too_low || path.waypoints[0].id != peer || self.is_on(&path) {
+            effects.push(Effect::Dropped("impossible_path"));
+            return self.lose_parent(now, Cause::Closed, "its path is impossible", effects);
+        }
+        self.take_path(path);
+        self.think_within(now, Duration::from_millis(50));
+        self.touch();
+    }
+
+    /// The link to `peer` is down: if it was the parent, the ladder begins.
+    pub(super) fn parent_gone(&mut self, now: Time, peer: NodeId, reason: &str, effects: &mut Vec<Effect>) {
+        if let Some(attempt) = self.uplink.attempt.as_mut().filter(|attempt| attempt.id == peer) {
+            attempt.asked = None;
+        }
+        if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
+            self.rest(now, peer);
+            self.drop_backup(now);
+        }
+        if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) {
+            self.lose_parent(now, Cause::Lost, reason, effects);
+        }
+    }
+
+    fn lose_parent(&mut self, now: Time, cause: Cause, reason: &str, effects: &mut Vec<Effect>) {
+        let Some(parent) = self.uplink.parent.take() else { return };
+        effects.push(Effect::Event(Event::PeerLost { parent: parent.id, reason: reason.to_owned() }));
+        self.uplink.path = Arc::default();
+        self.uplink.lost = Some((parent.id, cause, reason.to_owned()));
+        self.uplink.reason = format!("{} was lost: {reason}", parent.id.short());
+        self.uplink.decided_at = now;
+        self.rest(now, parent.id);
+        self.touch();
+        if !self.settings.repair || self.leaving {
+            return;
+        }
+        let replaced = self.uplink.attempt.is_some();
+        match self.uplink.accepted_backup().filter(|id| self.links.contains_key(id)) {
+            Some(backup) => {
+                self.uplink.attempt = None;
+                self.attempt(now, backup, cause, format!("{reason}; the backup takes over"), effects);
+            }
+            None if replaced => {}
+            None => self.choose_parent(now, effects),
+        }
+    }
+
+    pub(super) fn choose_backup(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Some(parent) = self.uplink.parent.as_ref() else { return };
+        if self.uplink.backup.is_some() || now.since(parent.since) < LISTEN || !self.settings.repair {
+            return;
+        }
+        let best = self.ranking(now).into_iter().find(|rank| rank.id != parent.id);
+        let Some(best) = best else { return };
+        let serial = self.uplink.next_serial();
+        let until = now + ATTEMPT;
+        self.uplink.backup = Some(Backup { id: best.id, serial, accepted: false, asked: None, until });
+        self.touch();
+        self.ask_if_linked(now, effects);
+    }
+
+    fn drop_backup(&mut self, now: Time) {
+        if let Some(backup) = self.uplink.backup.take() {
+            self.rest(now, backup.id);
+            self.touch();
+        }
+    }
+
+    pub(super) fn say_goodbye_above(&mut self, _now: Time, effects: &mut Vec<Effect>) {
+        let reason = Parting::Leaving;
+        if let Some(parent) = self.uplink.parent.take() {
+            effects.push(Effect::Send(parent.id, Frame::Detach { serial: parent.serial, reason }));
+        }
+        if let Some(backup) = self.uplink.backup.take() {
+            effects.push(Effect::Send(backup.id, Frame::Detach { serial: backup.serial, reason }));
+        }
+        self.uplink.attempt = None;
+        self.uplink.path = Arc::default();
+        self.touch();
+    }
+
+    fn take_path(&mut self, path: Path) {
+        let root_level = path.waypoints.last().map(|root| root.level);
+        self.uplink.known_root_level = self.uplink.known_root_level.max(root_level);
+        self.uplink.path = Arc::new(path);
+    }
+
+    fn is_on(&self, path: &Path) -> bool {
+        path.waypoints.iter().any(|waypoint| waypoint.id == self.settings.me)
+    }
+}

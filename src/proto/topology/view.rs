@@ -1,0 +1,152 @@
+//! The view: one node's place in the tree, as everybody else in the node reads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{NodeId, NodeName};
+use crate::level::Level;
+use crate::proto::account::AccountId;
+use crate::proto::election::Role;
+use crate::proto::topology::{Path, Tenure, Waypoint};
+use crate::time::Time;
+
+/// Where a node stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Nobody above, and no higher root was ever known.
+    #[default]
+    Root,
+    /// A parent has accepted this node.
+    Attached,
+    /// There was, or is, somebody to attach to, but no parent now.
+    Detached,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParentView {
+    pub id: NodeId,
+    /// The parent's tenure, which upward frames must carry.
+    pub tenure: Tenure,
+    /// Our attempt that it accepted.
+    pub serial: u64,
+    pub since: Time,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ChildView {
+    /// The child's tenure, which its upward frames must carry.
+    pub tenure: Tenure,
+    pub serial: u64,
+    pub effective_level: Level,
+    pub since: Time,
+}
+
+/// A node somewhere below.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descendant {
+    pub id: NodeId,
+    pub name: NodeName,
+    pub level: Level,
+    pub effective_level: Level,
+    pub parent: NodeId,
+    /// The attachment this speaks of: (incarnation, serial); the newest one known is true.
+    pub version: (u64, u64),
+}
+
+/// A snapshot of the topology machine's decisions; shared, never changed in place.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub me: NodeId,
+    pub name: NodeName,
+    pub level: Level,
+    pub effective_level: Level,
+    pub tenure: Tenure,
+    pub role: Role,
+    /// Who leads the group; the node itself if it stands alone.
+    pub leader: NodeId,
+    pub standing: Standing,
+    pub parent: Option<ParentView>,
+    pub path: Arc<Path>,
+    /// The account of the root, this node's own if it is one.
+    pub account: Option<AccountId>,
+    pub backup: Option<NodeId>,
+    pub children: BTreeMap<NodeId, ChildView>,
+    /// Nodes for which a slot is kept.
+    pub reserved: BTreeSet<NodeId>,
+    pub laterals: BTreeSet<NodeId>,
+    /// Everyone below and through which child.
+    pub descendants: Arc<BTreeMap<NodeId, (NodeId, Descendant)>>,
+    pub free_slots: u16,
+    pub slots: u16,
+    /// Whom links are needed to, whether or not they are up.
+    pub wanted: BTreeSet<NodeId>,
+    /// How often to look for somebody outside, if at all.
+    pub seek: Option<Duration>,
+    /// What an unattached node waits for, in words.
+    pub waiting_for: Option<String>,
+}
+
+impl View {
+    /// The view of a node that has just started.
+    pub fn alone(me: NodeId, name: NodeName, level: Level, tenure: Tenure, slots: u16) -> Self {
+        Self {
+            me,
+            name,
+            level,
+            effective_level: level,
+            tenure,
+            role: Role::Standalone,
+            leader: me,
+            standing: Standing::Root,
+            parent: None,
+            path: Arc::default(),
+            account: None,
+            backup: None,
+            children: BTreeMap::new(),
+            reserved: BTreeSet::new(),
+            laterals: BTreeSet::new(),
+            descendants: Arc::default(),
+            free_slots: slots,
+            slots,
+            wanted: BTreeSet::new(),
+            seek: None,
+            waiting_for: None,
+        }
+    }
+
+    pub fn parent_id(&self) -> Option<NodeId> {
+        self.parent.as_ref().map(|parent| parent.id)
+    }
+
+    pub fn root(&self) -> NodeId {
+        self.path.waypoints.last().map_or(self.me, |root| root.id)
+    }
+
+    /// Hops to the root.
+    pub fn rank(&self) -> u8 {
+        self.path.waypoints.len() as u8
+    }
+
+    /// The child through which `id` is reached, if it is below.
+    pub fn way_down(&self, id: &NodeId) -> Option<NodeId> {
+        self.descendants.get(id).map(|(via, _)| *via)
+    }
+
+    /// Peers whose links are watched by heartbeats: parent, children, backup, and those we are backup of.
+    pub fn tree_peers(&self) -> BTreeSet<NodeId> {
+        let above = self.parent_id().into_iter().chain(self.backup);
+        above.chain(self.children.keys().copied()).chain(self.reserved.iter().copied()).collect()
+    }
+
+    /// What this node tells its children of the way up.
+    pub fn path_for_children(&self) -> Path {
+        let me =
+            Waypoint { id: self.me, name: self.name.clone(), level: self.level, effective_level: self.effective_level };
+        let waypoints = std::iter::once(me).chain(self.path.waypoints.iter().cloned()).collect();
+        Path { waypoints, account: self.account }
+    }
+}

@@ -120,6 +120,8 @@ pub struct Chooser<'r> {
     pub weights: Weights,
     /// The best roots known; a parent below one of them is worth more than any that is cut off.
     pub best_roots: &'r BTreeSet<Prefix>,
+    /// Cut off from the best roots for long enough that reaching one counts for more than the next level up.
+    pub impatient: bool,
     /// The parent that the configuration prefers while it passes the gates.
     pub preferred: Option<NodeId>,
 }
@@ -133,22 +135,25 @@ pub struct Rank {
     pub rooted: bool,
     /// How many levels it skips.
     pub skips: u8,
+    /// Whether being rooted comes before the next level up.
+    pub rooted_first: bool,
     pub score: f64,
 }
 
 impl Rank {
+    /// What no score makes up for.
+    fn kind(&self) -> (bool, bool, std::cmp::Reverse<u8>, bool) {
+        let skips = std::cmp::Reverse(self.skips);
+        (self.preferred, self.rooted && self.rooted_first, skips, self.rooted)
+    }
+
     fn order(&self, other: &Self) -> std::cmp::Ordering {
-        (self.preferred.cmp(&other.preferred))
-            .then(self.rooted.cmp(&other.rooted))
-            .then(other.skips.cmp(&self.skips))
-            .then(self.score.total_cmp(&other.score))
-            .then(other.id.cmp(&self.id))
+        (self.kind().cmp(&other.kind())).then(self.score.total_cmp(&other.score)).then(other.id.cmp(&self.id))
     }
 
     /// Whether this candidate should replace a live parent: better in kind, or past the hysteresis.
     pub fn displaces(&self, parent: &Self, hysteresis: f64) -> bool {
-        let kind = |r: &Self| (r.preferred, r.rooted, std::cmp::Reverse(r.skips));
-        match kind(self).cmp(&kind(parent)) {
+        match self.kind().cmp(&parent.kind()) {
             std::cmp::Ordering::Greater => true,
             std::cmp::Ordering::Equal => self.score > parent.score * (1.0 + hysteresis),
             std::cmp::Ordering::Less => false,
@@ -166,6 +171,7 @@ impl Chooser<'_> {
             preferred: self.preferred == Some(beacon.id),
             rooted: self.best_roots.is_empty() || self.best_roots.contains(&beacon.root),
             skips: beacon.effective_level.0 - self.effective_level.0 - 1,
+            rooted_first: self.impatient,
             score: self.factors(candidate).iter().map(|(_, value, weight)| value * weight).sum(),
         })
     }
@@ -277,6 +283,7 @@ mod tests {
             max_distance_m: 10_000.0,
             weights: Weights::default(),
             best_roots: &NO_ROOTS,
+            impatient: false,
             preferred: None,
         }
     }
@@ -333,11 +340,31 @@ mod tests {
 
     #[test]
     fn hysteresis_and_kind() {
-        let rank = |score, rooted| Rank { id: beacon(1).id, preferred: false, rooted, skips: 0, score };
+        let rank = |score, rooted| Rank {
+            id: beacon(1).id,
+            preferred: false,
+            rooted,
+            skips: 0,
+            rooted_first: false,
+            score,
+        };
         assert!(!rank(0.55, true).displaces(&rank(0.50, true), 0.10));
         assert!(rank(0.56, true).displaces(&rank(0.50, true), 0.10));
         assert!(rank(0.10, true).displaces(&rank(0.90, false), 0.10));
         assert!(!rank(0.90, false).displaces(&rank(0.10, true), 0.10));
+    }
+
+    #[test]
+    fn who_is_cut_off_for_long_would_rather_skip_a_level() {
+        let (cut_off, mut rooted) = (beacon(1), beacon(2));
+        rooted.effective_level = Level::COMPANY;
+        rooted.root = Keypair::from_seed([3; 32]).id().prefix();
+        let best_roots = BTreeSet::from([rooted.root]);
+        for (impatient, expected) in [(false, cut_off.id), (true, rooted.id)] {
+            let chooser = Chooser { best_roots: &best_roots, impatient, ..chooser() };
+            let ranking = chooser.ranking([&cut_off, &rooted].into_iter().map(candidate));
+            assert_eq!(ranking[0].id, expected);
+        }
     }
 
     #[test]

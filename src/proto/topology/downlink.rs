@@ -79,6 +79,9 @@ impl Machine {
         if known.is_some_and(|child| (child.tenure, child.serial) > (tenure, serial)) {
             return effects.push(Effect::Dropped("stale_attach"));
         }
+        if !backup {
+            self.make_room(now, peer, effective_level, effects);
+        }
         if let Some(reason) = self.refusal(peer, effective_level, backup) {
             return effects.push(Effect::Send(peer, Frame::Refuse { serial, reason }));
         }
@@ -90,6 +93,18 @@ impl Machine {
         self.touch();
         let path = self.view().path_for_children();
         effects.push(Effect::Send(peer, Frame::Accept { serial, tenure: self.tenure, path, backup }));
+    }
+
+    /// A full house lets a child go that skips more levels than the newcomer: it will find a parent nearer to it.
+    fn make_room(&mut self, now: Time, newcomer: NodeId, effective_level: Level, effects: &mut Vec<Effect>) {
+        let children = &self.downlink.children;
+        let full = children.len() >= usize::from(self.settings.max_children) && !children.contains_key(&newcomer);
+        let lowest = children.iter().min_by_key(|(id, child)| (child.effective_level, **id));
+        let Some((&lowest, child)) = lowest.filter(|_| full) else { return };
+        if child.effective_level < effective_level && effective_level < self.effective_level() {
+            self.dismiss(lowest, Parting::Preempted, effects);
+            self.child_gone(now, lowest, "its slot was needed for a higher level", effects);
+        }
     }
 
     fn refusal(&self, peer: NodeId, effective_level: Level, backup: bool) -> Option<Refusal> {

@@ -14,6 +14,10 @@ use crate::time::Time;
 
 /// How long a fresh node listens before it takes the best it has heard.
 const LISTEN: Duration = Duration::from_millis(500);
+/// How long it listens if all it has heard would skip a level.
+const LISTEN_FOR_NEXT: Duration = Duration::from_secs(2);
+/// How long a node stays below a parent that is cut off from the best root before it would rather skip a level.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long an attempt may take, the dial included.
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// How long a request may go without an answer before it is repeated.
@@ -62,6 +66,8 @@ pub(super) struct Uplink {
     cooldowns: BTreeMap<NodeId, Cooldown>,
     /// When a candidate was first in sight, until the first parent is chosen.
     first_sight: Option<Time>,
+    /// Since when this node is cut off from the best roots in sight.
+    unrooted_since: Option<Time>,
     /// The parent that was lost, and why, until there is a new one.
     lost: Option<(NodeId, Cause, String)>,
     serial: u64,
@@ -80,6 +86,7 @@ impl Uplink {
             reason: "listening".into(),
             cooldowns: BTreeMap::new(),
             first_sight: None,
+            unrooted_since: None,
             lost: None,
             serial: first_serial,
         }
@@ -127,6 +134,7 @@ impl Machine {
             max_distance_m: self.settings.max_distance_m,
             weights: self.settings.weights,
             best_roots: &best_roots,
+            impatient: self.uplink.unrooted_since.is_some_and(|since| now.since(since) >= PATIENCE),
             preferred: self.settings.preferred_parent,
         })
     }
@@ -157,6 +165,14 @@ impl Machine {
         roots().filter(|beacon| Some(beacon.effective_level) == highest).map(|beacon| beacon.id.prefix()).collect()
     }
 
+    fn note_roots(&mut self, now: Time) {
+        let best = self.best_roots(now);
+        let root = self.uplink.path.waypoints.last().map(|root| root.id.prefix());
+        let rooted = best.is_empty() || root.is_some_and(|root| best.contains(&root));
+        let since = self.uplink.unrooted_since.unwrap_or(now);
+        self.uplink.unrooted_since = (!rooted).then_some(since);
+    }
+
     fn ranking(&self, now: Time) -> Vec<Rank> {
         let mut ranking = self.with_chooser(now, |chooser| chooser.ranking(self.candidates(now)));
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
@@ -169,6 +185,7 @@ impl Machine {
         if self.uplink.attempt.is_some() || (!self.settings.repair && self.uplink.last_change.is_some()) {
             return;
         }
+        self.note_roots(now);
         let ranking = self.ranking(now);
         let Some(&best) = ranking.first() else {
             if self.uplink.parent.is_none() {
@@ -180,7 +197,7 @@ impl Machine {
             return;
         };
         match self.uplink.parent.clone() {
-            None if self.uplink.lost.is_none() && self.is_listening(now) => {}
+            None if self.uplink.lost.is_none() && self.is_listening(now, best.skips) => {}
             None => {
                 let (cause, detail) = match &self.uplink.lost {
                     Some((_, cause, detail)) => (*cause, detail.clone()),
@@ -205,9 +222,9 @@ impl Machine {
     }
 
     /// A fresh node hears several candidates out before it chooses.
-    fn is_listening(&mut self, now: Time) -> bool {
+    fn is_listening(&mut self, now: Time, skips: u8) -> bool {
         let since = *self.uplink.first_sight.get_or_insert_with(|| now);
-        let wait = LISTEN.saturating_sub(now.since(since));
+        let wait = if skips == 0 { LISTEN } else { LISTEN_FOR_NEXT }.saturating_sub(now.since(since));
         if wait.is_zero() {
             return false;
         }

@@ -1,0 +1,189 @@
+//! Faults: what begins and ends on a schedule. Causes are counted, so that faults may overlap.
+
+use std::collections::BTreeMap;
+
+use crate::config::Problems;
+use crate::proto::node::{Input, Part};
+use crate::proto::{beacon, link, topology};
+use crate::sim::network::{Members, Obstacle};
+use crate::sim::scenario::{Actor, Fault, FaultKind, Targets, Text};
+use crate::sim::world::{Happening, World};
+
+/// How long a restart keeps a node down.
+const RESTART: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// What a fault holds while it lasts.
+#[derive(Clone, Debug, Default)]
+pub struct Active {
+    pub nodes: Vec<usize>,
+}
+
+impl World {
+    /// Whether every target can exist.
+    pub(super) fn check_targets(&self, text: &Text) -> Result<(), Problems> {
+        let mut problems = Vec::new();
+        for (i, fault) in self.scenario.faults.iter().enumerate() {
+            let groups = [&fault.target, &fault.from, &fault.to].into_iter().flatten();
+            let specs = groups.chain(fault.between.iter().flatten()).flat_map(|targets| &targets.0);
+            for spec in specs {
+                if let Err((message, fix)) = spec.check(&self.nodes, &self.labels) {
+                    problems.push(text.problem(&["fault", &i.to_string(), "target"], message, &fix));
+                }
+            }
+        }
+        for (i, plan) in self.scenario.commands.iter().enumerate() {
+            let key = i.to_string();
+            if let Err((message, fix)) = plan.from.check(&self.nodes, &self.labels) {
+                problems.push(text.problem(&["command", &key, "from"], message, &fix));
+            }
+            let known = ["everyone", "children"].contains(&plan.target.as_str())
+                || self.nodes.iter().any(|node| node.name.as_str() == plan.target.replace(':', "-"));
+            if !known {
+                let message = format!("`{}` is no target of a command", plan.target);
+                let fix = "use everyone, children, or a node's name";
+                problems.push(text.problem(&["command", &key, "target"], message, fix));
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
+    }
+
+    pub(super) fn fault_begins(&mut self, index: usize) {
+        let fault = self.scenario.faults[index].clone();
+        let nodes = self.resolve(fault.target.as_ref());
+        self.recorder.hash_fault(self.now, index, fault.kind.label());
+        let lasts = match fault.kind {
+            FaultKind::Restart => Some(fault.lasts.map_or(RESTART, |span| span.0)),
+            _ => fault.lasts.map(|span| span.0),
+        };
+        let until = lasts.map(|lasts| self.now + lasts);
+        let unresolved = fault.target.is_some() && nodes.is_empty();
+        self.recorder.fault(self.now, fault.kind.label(), &nodes, &self.nodes, until, unresolved);
+        match fault.kind {
+            FaultKind::Crash | FaultKind::Restart => nodes.iter().for_each(|&i| self.hold_down(i)),
+            FaultKind::Leave => nodes.iter().for_each(|&i| self.leave(i)),
+            FaultKind::Pause => nodes.iter().for_each(|&i| {
+                self.nodes[i].paused += 1;
+                self.nodes[i].unusable_at = Some(self.now);
+            }),
+            FaultKind::ActorCrash => nodes.iter().for_each(|&i| self.crash_actor(i, fault.actor)),
+            FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => self.obstruct(index, &fault),
+        }
+        self.recorder.active.insert(index, Active { nodes });
+        if let Some(until) = until {
+            self.at(until, Happening::FaultEnds(index));
+        }
+    }
+
+    pub(super) fn fault_ends(&mut self, index: usize) {
+        let Some(active) = self.recorder.active.remove(&index) else { return };
+        match self.scenario.faults[index].kind {
+            FaultKind::Crash | FaultKind::Restart | FaultKind::Leave => {
+                for i in active.nodes {
+                    self.nodes[i].down = self.nodes[i].down.saturating_sub(1);
+                    if self.nodes[i].down == 0 && !self.nodes[i].is_up() {
+                        self.boot(i);
+                    }
+                }
+            }
+            FaultKind::Pause => {
+                for i in active.nodes {
+                    self.nodes[i].paused = self.nodes[i].paused.saturating_sub(1);
+                    if self.nodes[i].paused == 0 {
+                        for happening in std::mem::take(&mut self.nodes[i].deferred) {
+                            self.at(self.now, happening);
+                        }
+                    }
+                }
+            }
+            FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => self.network.end(index),
+            FaultKind::ActorCrash => {}
+        }
+    }
+
+    /// When the scenario's duration is over, so are the faults that were to end.
+    pub(super) fn end_faults(&mut self) {
+        let lasting: Vec<_> = self.recorder.active.keys().copied().collect();
+        for index in lasting {
+            let fault = &self.scenario.faults[index];
+            let for_good = fault.lasts.is_none() && matches!(fault.kind, FaultKind::Crash | FaultKind::Leave);
+            if !for_good {
+                self.fault_ends(index);
+            }
+        }
+    }
+
+    fn resolve(&mut self, targets: Option<&Targets>) -> Vec<usize> {
+        let mut all = Vec::new();
+        for spec in targets.iter().flat_map(|targets| &targets.0) {
+            all.extend(spec.resolve(&self.nodes, &self.labels, &mut self.rng));
+        }
+        all.sort_by(|&a, &b| self.nodes[a].name.cmp(&self.nodes[b].name));
+        all.dedup();
+        all
+    }
+
+    fn members(&mut self, targets: &Targets) -> Members {
+        let chosen = self.resolve(Some(targets));
+        (0..self.nodes.len()).map(|i| chosen.contains(&i)).collect()
+    }
+
+    fn hold_down(&mut self, i: usize) {
+        self.nodes[i].down += 1;
+        if self.nodes[i].is_up() {
+            self.kill(i);
+        }
+    }
+
+    /// An orderly stop: every machine says goodbye, then the process ends.
+    fn leave(&mut self, i: usize) {
+        self.nodes[i].unusable_at = Some(self.now);
+        self.step(i, Input::Beacon(beacon::Input::Leave));
+        self.step(i, Input::Topology(topology::Input::Leave));
+        self.step(i, Input::Links(link::Input::Leave));
+        self.hold_down(i);
+    }
+
+    fn crash_actor(&mut self, i: usize, actor: Option<Actor>) {
+        let part = match actor {
+            Some(Actor::Transport) | None => Part::Links,
+            Some(Actor::Beacon) => Part::Beacon,
+            Some(Actor::Topology) => Part::Topology,
+            Some(Actor::Router) => Part::Router,
+        };
+        let (now, sim) = (self.now, &mut self.nodes[i]);
+        let local = crate::time::Time::ZERO + now.since(sim.started);
+        let mut out = Vec::new();
+        if let Some(node) = &mut sim.node {
+            node.crash(local, part, &sim.disk, &mut out);
+        }
+        self.follow(i, out);
+        self.rearm(i);
+    }
+
+    fn obstruct(&mut self, index: usize, fault: &Fault) {
+        let obstacle = match (&fault.between, &fault.from, &fault.to) {
+            (Some(parts), ..) => {
+                let mut groups = vec![0u8; self.nodes.len()];
+                for (part, targets) in parts.iter().enumerate() {
+                    for i in self.resolve(Some(targets)) {
+                        groups[i] = part as u8 + 1;
+                    }
+                }
+                Obstacle::Partition(groups)
+            }
+            (None, Some(from), Some(to)) => {
+                let (from, to) = (self.members(from), self.members(to));
+                match fault.properties {
+                    Some(properties) => Obstacle::Link(from, to, properties),
+                    None => Obstacle::OneWay(from, to),
+                }
+            }
+            _ => return,
+        };
+        self.network.begin(index, self.now, obstacle);
+        self.check_idle_soon();
+    }
+}
+
+/// Faults under way, by their place in the scenario.
+pub type ActiveFaults = BTreeMap<usize, Active>;

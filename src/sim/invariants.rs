@@ -1,0 +1,86 @@
+//! What must hold at every event, whatever befalls the mesh.
+
+use serde::Serialize;
+
+use crate::sim::world::SimNode;
+use crate::time::Time;
+
+/// A broken invariant.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Violation {
+    pub at_s: f64,
+    pub name: &'static str,
+    pub detail: String,
+}
+
+/// Counts evaluations and keeps the first violations.
+#[derive(Debug, Default)]
+pub struct Invariants {
+    pub checks: u64,
+    pub violations_total: u64,
+    pub violations: Vec<Violation>,
+}
+
+impl Invariants {
+    /// Evaluates one predicate.
+    pub fn check(&mut self, now: Time, name: &'static str, holds: bool, detail: impl FnOnce() -> String) {
+        self.checks += 1;
+        if holds {
+            return;
+        }
+        self.violations_total += 1;
+        if self.violations.len() < 100 {
+            self.violations.push(Violation { at_s: now.as_secs_f64(), name, detail: detail() });
+        }
+    }
+
+    /// Checks what a node's new view may have broken: only links that it has a part in can have changed.
+    pub fn check_view(&mut self, now: Time, nodes: &[SimNode], at: usize) {
+        let Some(view) = nodes[at].view() else { return };
+        let name = &nodes[at].name;
+        self.check(now, "children_within_slots", view.children.len() <= usize::from(view.slots), || {
+            format!("{name} has {} children in {} slots", view.children.len(), view.slots)
+        });
+        let before = nodes[at].last_tenure;
+        self.check(now, "tenures_rise", view.tenure >= before, || {
+            format!("{name} went from {before:?} to {:?}", view.tenure)
+        });
+        if let Some(parent) = link_up(nodes, at) {
+            let above = nodes[parent].view().map(|view| view.effective_level);
+            self.check(now, "levels_rise", above > Some(view.effective_level), || {
+                format!("{name} at level {} is below {} at {above:?}", view.effective_level, nodes[parent].name)
+            });
+        }
+        self.check(now, "no_cycle", !is_on_cycle(nodes, at), || format!("{name} is above itself"));
+    }
+
+    /// Checks a node's tables against their bounds.
+    pub fn check_bounds(&mut self, now: Time, name: &str, tables: &[(&'static str, usize, usize)]) {
+        for &(table, size, bound) in tables {
+            self.check(now, "within_bounds", size <= bound, || format!("{table} of {name}: {size} of {bound}"));
+        }
+    }
+}
+
+/// The parent at the other end of a link of the tree: the child points to it and it has accepted the child, each
+/// under the other's current tenure.
+fn link_up(nodes: &[SimNode], child: usize) -> Option<usize> {
+    let view = nodes[child].view()?;
+    let parent = view.parent.as_ref()?;
+    let at = nodes[child].index_of(parent.id)?;
+    let above = nodes[at].view()?;
+    let accepted = above.children.get(&view.me)?;
+    (accepted.tenure == view.tenure && above.tenure == parent.tenure).then_some(at)
+}
+
+fn is_on_cycle(nodes: &[SimNode], start: usize) -> bool {
+    let mut at = start;
+    for _ in 0..nodes.len() {
+        match link_up(nodes, at) {
+            Some(parent) if parent == start => return true,
+            Some(parent) => at = parent,
+            None => return false,
+        }
+    }
+    true
+}

@@ -1,0 +1,17 @@
+//! The simulator: the machines of many nodes under virtual time, from one seed, with faults on a schedule.
+//!
+//! It runs the same decision code as a node. A run is a pure function of its scenario and seed.
+
+mod faults;
+mod generate;
+mod invariants;
+mod network;
+mod report;
+mod scenario;
+mod target;
+mod truth;
+mod world;
+
+pub use report::{Report, Summary};
+pub use scenario::{BUILT_IN, Scenario, ScenarioError};
+pub use world::{Doctor, World};

@@ -1,0 +1,854 @@
+//! The run itself: a queue of happenings, the nodes, and what each output of a node leads to.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg32;
+
+use crate::codec;
+use crate::config::{Config, Identity, Problems};
+use crate::id::{NodeId, NodeName};
+use crate::level::Level;
+use crate::limits::Limits;
+use crate::proto::account::AccountId;
+use crate::proto::aggregate::Source;
+use crate::proto::beacon::{self, Beacon};
+use crate::proto::durable::{Durable, Record};
+use crate::proto::frame::Frame;
+use crate::proto::link::{self, Beat, ConnId};
+use crate::proto::node::{Input, Node, Output};
+use crate::proto::packet::{Payload, RouterFrame, Target, Verdict};
+use crate::proto::sample::Telemetry;
+use crate::proto::topology::{Tenure, View};
+use crate::proto::{packet, router};
+use crate::sim::generate::{Blueprint, blueprints};
+use crate::sim::invariants::Invariants;
+use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, DIAL_TIMEOUT, End, GOSSIP_REDUNDANCY, IDLE_TIMEOUT, Network};
+use crate::sim::report::{Recorder, Report};
+use crate::sim::scenario::{Scenario, Text};
+use crate::sim::target::TargetSpec;
+use crate::sim::truth::{TAG, Truth};
+use crate::time::Time;
+
+/// Changes a node's outputs before they take effect: how tests see that an invariant would notice.
+pub type Doctor = Box<dyn FnMut(Time, usize, &mut Vec<Output>)>;
+
+/// A simulated node: its disk always, its machines while it is up.
+pub struct SimNode {
+    pub id: NodeId,
+    pub name: NodeName,
+    pub level: Level,
+    pub config: Config,
+    pub node: Option<Node>,
+    pub disk: Durable,
+    pub keeps_disk: bool,
+    pub incarnation: u64,
+    pub started: Time,
+    /// Faults that hold it down, or frozen.
+    pub down: u32,
+    pub paused: u32,
+    /// When it last became unusable, for failovers.
+    pub unusable_at: Option<Time>,
+    pub last_tenure: Tenure,
+    pub deferred: Vec<Happening>,
+    shown: Option<Arc<View>>,
+    tick_at: Option<Time>,
+    indices: Rc<BTreeMap<NodeId, usize>>,
+    bootstrap: Vec<NodeId>,
+    overlay: usize,
+    requests: u64,
+}
+
+impl SimNode {
+    pub fn is_up(&self) -> bool {
+        self.node.is_some()
+    }
+
+    /// The view it last published, while it is up.
+    pub fn view(&self) -> Option<&Arc<View>> {
+        self.shown.as_ref()
+    }
+
+    pub fn index_of(&self, id: NodeId) -> Option<usize> {
+        self.indices.get(&id).copied()
+    }
+
+    fn local(&self, now: Time) -> Time {
+        Time::ZERO + now.since(self.started)
+    }
+}
+
+/// Something that happens at an instant.
+#[derive(Clone, Debug)]
+pub enum Happening {
+    Tick(usize),
+    Dialled { from: usize, incarnation: u64, to: NodeId },
+    DialFailed { from: usize, incarnation: u64, to: NodeId },
+    /// The head of a pipe is due.
+    Deliver { conn: u64, side: usize },
+    Beat { to: usize, conn: ConnId, beat: Beat },
+    Closed { to: usize, conn: ConnId, reason: String },
+    /// A connection whose far end may have vanished.
+    IdleCheck { conn: ConnId },
+    Heard { to: usize, incarnation: u64, beacon: Arc<Beacon> },
+    Publish(usize),
+    FaultBegins(usize),
+    FaultEnds(usize),
+    Command(usize),
+    Second,
+}
+
+impl Happening {
+    /// The node that must be awake for it.
+    fn concerns(&self) -> Option<usize> {
+        match self {
+            Self::Tick(i) | Self::Publish(i) => Some(*i),
+            Self::Dialled { from, .. } | Self::DialFailed { from, .. } => Some(*from),
+            Self::Beat { to, .. } | Self::Closed { to, .. } | Self::Heard { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+}
+
+struct Entry {
+    at: Time,
+    order: u64,
+    happening: Happening,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// A mesh under virtual time.
+pub struct World {
+    pub(super) now: Time,
+    pub(super) scenario: Scenario,
+    pub(super) nodes: Vec<SimNode>,
+    pub(super) network: Network,
+    pub(super) truth: Truth,
+    pub(super) invariants: Invariants,
+    pub(super) recorder: Recorder,
+    pub(super) rng: Pcg32,
+    pub(super) labels: Vec<String>,
+    queue: BinaryHeap<Reverse<Entry>>,
+    order: u64,
+    overlay: Vec<usize>,
+    indices: Rc<BTreeMap<NodeId, usize>>,
+    doctor: Option<Doctor>,
+    scratch: Vec<u8>,
+    seed: u64,
+    over: bool,
+}
+
+impl World {
+    /// Builds the mesh of a scenario, checked; `nodes` scales it, `seed` replaces its seed.
+    pub fn new(scenario: Scenario, text: &Text, nodes: Option<usize>, seed: Option<u64>) -> Result<Self, Problems> {
+        scenario.check(text)?;
+        let seed = seed.unwrap_or(scenario.seed);
+        let mut rng = Pcg32::seed_from_u64(seed);
+        let plans = blueprints(&scenario, text, nodes, &mut rng)?;
+        let labels = plans[0].config.topology.levels.labels().to_vec();
+        let bootstrap = scenario.mesh.bootstrap.as_integer().and_then(|n| usize::try_from(n).ok()).unwrap_or(3);
+        let indices: Rc<BTreeMap<_, _>> = Rc::new(plans.iter().enumerate().map(|(i, plan)| (plan.id, i)).collect());
+        let ids: Vec<_> = plans.iter().map(|plan| plan.id).collect();
+        let mut nodes = Vec::new();
+        for (i, plan) in plans.into_iter().enumerate() {
+            let known = pick_others(&ids, i, bootstrap, &mut rng);
+            nodes.push(sim_node(plan, i, known, indices.clone(), &mut rng));
+        }
+        let recorder = Recorder::new(nodes.len());
+        let overrides = scenario.link_overrides.iter().map(|over| {
+            let mut members = |spec: &TargetSpec| {
+                let chosen = spec.resolve(&nodes, &labels, &mut rng);
+                (0..nodes.len()).map(|i| chosen.contains(&i)).collect::<Vec<_>>()
+            };
+            (members(&over.from), members(&over.to), over.properties())
+        });
+        let overrides = overrides.collect();
+        let mut world = Self {
+            now: Time::ZERO,
+            network: Network::new(&scenario.links, overrides),
+            scenario,
+            overlay: (0..nodes.len()).collect(),
+            nodes,
+            truth: Truth::default(),
+            invariants: Invariants::default(),
+            recorder,
+            rng,
+            labels,
+            queue: BinaryHeap::new(),
+            order: 0,
+            indices,
+            doctor: None,
+            scratch: Vec::new(),
+            seed,
+            over: false,
+        };
+        world.check_targets(text)?;
+        world.schedule();
+        Ok(world)
+    }
+
+    /// Lets `doctor` change every output of every node.
+    pub fn with_doctor(mut self, doctor: Doctor) -> Self {
+        self.doctor = Some(doctor);
+        self
+    }
+
+    /// Runs to the end and reports.
+    pub fn run(mut self) -> Report {
+        let started = std::time::Instant::now();
+        let duration = Time::ZERO + self.scenario.duration.0;
+        let latest = duration + self.scenario.settle.0;
+        while let Some(Reverse(entry)) = self.queue.pop() {
+            if entry.at > duration && !self.over {
+                self.over = true;
+                self.end_faults();
+            }
+            if entry.at > latest || (self.over && self.recorder.settled_since.is_some()) {
+                break;
+            }
+            self.now = entry.at;
+            self.happen(entry.happening);
+        }
+        let seed = self.seed;
+        self.finish(started.elapsed(), seed)
+    }
+
+    pub(super) fn at(&mut self, at: Time, happening: Happening) {
+        self.order += 1;
+        self.queue.push(Reverse(Entry { at: at.max(self.now), order: self.order, happening }));
+    }
+
+    fn schedule(&mut self) {
+        let faults: Vec<_> = self.scenario.faults.iter().map(|fault| fault.at.0).collect();
+        for (i, at) in faults.into_iter().enumerate() {
+            self.at(Time::ZERO + at, Happening::FaultBegins(i));
+        }
+        let commands: Vec<_> = self.scenario.commands.iter().map(|command| command.at.0).collect();
+        for (i, at) in commands.into_iter().enumerate() {
+            self.at(Time::ZERO + at, Happening::Command(i));
+        }
+        let lowest = self.nodes.iter().map(|node| node.level).min();
+        for i in 0..self.nodes.len() {
+            self.boot(i);
+            if Some(self.nodes[i].level) == lowest {
+                let phase = self.scenario.telemetry.interval.0.mul_f64(self.rng.random_range(0.0..1.0));
+                self.at(Time::ZERO + phase, Happening::Publish(i));
+            }
+        }
+        self.at(Time::ZERO + Duration::from_secs(1), Happening::Second);
+    }
+
+    /// Starts a node's process: a new incarnation, on the disk it has.
+    pub(super) fn boot(&mut self, i: usize) {
+        let now = self.now;
+        let sim = &mut self.nodes[i];
+        sim.incarnation += 1;
+        sim.started = now;
+        let account = sim.disk.account.as_ref().map_or(AccountId([0; 16]), |account| account.id);
+        let seed = self.rng.random();
+        let identity =
+            Identity { id: sim.id, name: sim.name.clone(), incarnation: sim.incarnation, account, seed };
+        let node = Node::new(sim.local(now), sim.config.settings(&identity), sim.disk.clone());
+        sim.shown = Some(node.view().clone());
+        sim.node = Some(node);
+        sim.tick_at = None;
+        sim.overlay = self.overlay.len();
+        self.overlay.push(sim.overlay);
+        let known = sim.bootstrap.clone();
+        for peer in known {
+            self.step(i, Input::Links(link::Input::Known { peer, addresses: Vec::new(), introduce: true }));
+        }
+        self.recorder.view_changed(now, &self.nodes, i);
+        self.rearm(i);
+    }
+
+    /// Ends a node's process without a word.
+    pub(super) fn kill(&mut self, i: usize) {
+        let now = self.now;
+        let sim = &mut self.nodes[i];
+        sim.node = None;
+        sim.shown = None;
+        sim.tick_at = None;
+        sim.last_tenure = Tenure::default();
+        sim.unusable_at = Some(now);
+        sim.deferred.clear();
+        if !sim.keeps_disk {
+            let journal = self.rng.random();
+            let account = sim.disk.account.is_some().then(|| AccountId(self.rng.random()));
+            sim.disk = Durable::new(journal, account);
+        }
+        let dead: Vec<_> = self.network.conns.iter().flat_map(|(&index, conn)| {
+            (0..2).filter(move |&side| conn.ends[side].node == i).map(move |side| ConnId(index * 2 + side as u64))
+        }).collect();
+        for end in dead {
+            self.network.close_end(end);
+            self.at(now + IDLE_TIMEOUT, Happening::IdleCheck { conn: ConnId(end.0 ^ 1) });
+        }
+        self.recorder.view_changed(now, &self.nodes, i);
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        // A frozen node takes things up when it thaws.
+        if let Some(i) = happening.concerns() {
+            if self.nodes[i].paused > 0 && self.nodes[i].is_up() {
+                return self.nodes[i].deferred.push(happening);
+            }
+        }
+        match happening {
+            Happening::Tick(i) => self.tick(i),
+            Happening::Dialled { from, incarnation, to } => self.dialled(from, incarnation, to),
+            Happening::DialFailed { from, incarnation, to } => {
+                if self.nodes[from].incarnation == incarnation {
+                    let error = "timed out".to_owned();
+                    self.give(from, Input::Links(link::Input::DialFailed { peer: to, error }));
+                }
+            }
+            Happening::Deliver { conn, side } => self.deliver(conn, side),
+            Happening::Beat { to, conn, beat } => {
+                if self.is_open(conn) {
+                    self.give(to, Input::Links(link::Input::Beat { conn, beat }));
+                }
+            }
+            Happening::Closed { to, conn, reason } => {
+                if self.is_open(conn) {
+                    self.network.close_end(conn);
+                    self.give(to, Input::Links(link::Input::Closed { conn, reason }));
+                }
+            }
+            Happening::IdleCheck { conn } => self.idle_check(conn),
+            Happening::Heard { to, incarnation, beacon } => {
+                if self.nodes[to].incarnation == incarnation {
+                    self.give(to, Input::Beacon(beacon::Input::Heard(beacon)));
+                }
+            }
+            Happening::Publish(i) => self.publish(i),
+            Happening::FaultBegins(i) => self.fault_begins(i),
+            Happening::FaultEnds(i) => self.fault_ends(i),
+            Happening::Command(i) => self.command(i),
+            Happening::Second => self.second(),
+        }
+    }
+
+    fn is_open(&mut self, id: ConnId) -> bool {
+        self.network.conn(id).is_some_and(|(conn, side)| conn.ends[side].open)
+    }
+
+    fn tick(&mut self, i: usize) {
+        if self.nodes[i].tick_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        self.nodes[i].tick_at = None;
+        let (now, sim) = (self.now, &mut self.nodes[i]);
+        let local = sim.local(now);
+        let mut out = Vec::new();
+        if let Some(node) = &mut sim.node {
+            node.tick(local, &mut out);
+        }
+        self.follow(i, out);
+        self.rearm(i);
+    }
+
+    fn give(&mut self, i: usize, input: Input) {
+        self.step(i, input);
+        self.rearm(i);
+    }
+
+    pub(super) fn step(&mut self, i: usize, input: Input) {
+        let (now, sim) = (self.now, &mut self.nodes[i]);
+        let local = sim.local(now);
+        let mut out = Vec::new();
+        if let Some(node) = &mut sim.node {
+            node.step(local, input, &mut out);
+        }
+        self.follow(i, out);
+    }
+
+    pub(super) fn rearm(&mut self, i: usize) {
+        let sim = &mut self.nodes[i];
+        let Some(deadline) = sim.node.as_ref().and_then(Node::deadline) else { return };
+        let at = (sim.started + deadline.since(Time::ZERO)).max(self.now);
+        if sim.tick_at.is_none_or(|scheduled| at < scheduled) {
+            sim.tick_at = Some(at);
+            self.at(at, Happening::Tick(i));
+        }
+    }
+
+    pub(super) fn follow(&mut self, i: usize, mut out: Vec<Output>) {
+        if let Some(doctor) = &mut self.doctor {
+            doctor(self.now, i, &mut out);
+        }
+        for output in out {
+            self.act(i, output);
+        }
+    }
+
+    fn act(&mut self, i: usize, output: Output) {
+        match output {
+            Output::Dial { peer, .. } => self.dial(i, peer),
+            Output::Send { conn, frame } => self.send(i, conn, frame),
+            Output::SendTo { peer, frame } => {
+                let conn = self.nodes[i].node.as_ref().and_then(|node| node.links.conn_of(&peer));
+                match conn {
+                    Some(conn) => self.send(i, conn, frame),
+                    None => self.recorder.dropped("no_link"),
+                }
+            }
+            Output::SendBeat { conn, beat } => self.send_beat(i, conn, beat),
+            Output::Close { conn, reason } => self.close(conn, reason.label()),
+            Output::LinkUp { peer, .. } => self.join_overlay(i, peer),
+            Output::LinkDown { .. } => {}
+            Output::Broadcast(beacon) => self.broadcast(i, &beacon),
+            Output::Persist { ticket, records } => self.persist(i, ticket, &records),
+            Output::Published { request, result } => match result {
+                Ok(published) => {
+                    let router::SampleId { origin, journal, sequence } = published.sample;
+                    self.truth.acknowledged(i, request, Source { origin, journal }, sequence);
+                }
+                Err(_) => self.truth.refused(i, request),
+            },
+            Output::Deliver(command) => self.deliver_command(i, &command),
+            Output::Concluded { outcome, .. } => {
+                if let Some(truth) = self.truth.commands.get_mut(&outcome.command) {
+                    truth.acknowledged = outcome.replies.len();
+                    let last = outcome.replies.values().map(|reply| reply.after.as_secs_f64()).reduce(f64::max);
+                    truth.last_ack_s = last.map(|after| truth.issued_s + after);
+                }
+            }
+            Output::View(view) => {
+                self.nodes[i].shown = Some(view.clone());
+                self.invariants.check_view(self.now, &self.nodes, i);
+                self.nodes[i].last_tenure = view.tenure;
+                self.recorder.view_changed(self.now, &self.nodes, i);
+            }
+            Output::Event(event) => {
+                self.recorder.hash(self.now, &self.nodes[i].name, event.label());
+                self.recorder.event(self.now, &self.nodes, &self.network, i, &event);
+            }
+            Output::Dropped(why) => self.recorder.dropped(why),
+            Output::Swept(..) => {}
+        }
+    }
+
+    fn dial(&mut self, from: usize, to: NodeId) {
+        let incarnation = self.nodes[from].incarnation;
+        let Some(&at) = self.indices.get(&to) else {
+            return self.at(self.now, Happening::DialFailed { from, incarnation, to });
+        };
+        let quality = self.network.quality(from, at);
+        // QUIC's handshake takes one round trip; what is lost of it is sent again.
+        let mut wait = quality.delay(&mut self.rng) + quality.delay(&mut self.rng);
+        let mut again = quality.retransmission().max(Duration::from_millis(200));
+        while self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) && wait < DIAL_TIMEOUT {
+            wait += again;
+            again *= 2;
+        }
+        let reachable = self.nodes[at].is_up() && self.nodes[at].paused == 0;
+        let open = self.network.blocked(from, at).is_none() && self.network.blocked(at, from).is_none();
+        if reachable && open && wait < DIAL_TIMEOUT {
+            self.recorder.wire(self.now, "handshake", 2 * (1200 + DATAGRAM_OVERHEAD));
+            self.at(self.now + wait, Happening::Dialled { from, incarnation, to });
+        } else {
+            self.at(self.now + DIAL_TIMEOUT, Happening::DialFailed { from, incarnation, to });
+        }
+    }
+
+    fn dialled(&mut self, from: usize, incarnation: u64, to: NodeId) {
+        let at = self.indices[&to];
+        if self.nodes[from].incarnation != incarnation || !self.nodes[from].is_up() {
+            return;
+        }
+        if !self.nodes[at].is_up() {
+            return self.at(self.now + DIAL_TIMEOUT, Happening::DialFailed { from, incarnation, to });
+        }
+        let end = |node: usize| End { node, open: true };
+        let [mine, theirs] = self.network.connect([end(from), end(at)]);
+        let peer = self.nodes[from].id;
+        self.give(at, Input::Links(link::Input::Accepted { peer, conn: theirs }));
+        self.give(from, Input::Links(link::Input::Dialled { peer: to, conn: mine }));
+    }
+
+    fn send(&mut self, i: usize, conn: ConnId, frame: Frame) {
+        let (bytes, kind) = (self.frame_bytes(&frame), frame.kind());
+        let Some((link, side)) = self.network.conn(conn) else { return };
+        if !link.ends[side].open {
+            return;
+        }
+        let to = link.ends[1 - side].node;
+        self.recorder.wire(self.now, kind, bytes + DATAGRAM_OVERHEAD + ACK_BYTES);
+        self.recorder.sent(&self.nodes, i, &frame, bytes);
+        self.note_transmission(i, to, &frame);
+        let quality = self.network.quality(i, to);
+        let mut wait = quality.delay(&mut self.rng);
+        let mut again = quality.retransmission();
+        while quality.loss < 1.0 && self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
+            self.recorder.wire(self.now, "retransmission", bytes + DATAGRAM_OVERHEAD);
+            wait += again;
+            again *= 2;
+        }
+        wait += self.network.queueing(self.now, (i, to), bytes, quality.bandwidth).unwrap_or(Duration::from_secs(1));
+        let due = self.now + wait;
+        let Some((link, side)) = self.network.conn(conn) else { return };
+        let pipe = &mut link.pipes[side];
+        let due = pipe.frames.back().map_or(due, |(_, before)| due.max(*before));
+        pipe.frames.push_back((frame, due));
+        if !pipe.scheduled {
+            pipe.scheduled = true;
+            self.at(due, Happening::Deliver { conn: conn.0 / 2, side });
+        }
+    }
+
+    fn frame_bytes(&mut self, frame: &Frame) -> usize {
+        const PREFIX: usize = 6;
+        const SIGNATURE: usize = 65;
+        self.scratch.clear();
+        match frame {
+            Frame::Hello(hello) => codec::encode_into(hello, &mut self.scratch),
+            Frame::Beacon(beacon) => codec::encode_into(&**beacon, &mut self.scratch),
+            Frame::Topology(frame) => codec::encode_into(frame, &mut self.scratch),
+            Frame::Router(frame) => codec::encode_into(frame, &mut self.scratch),
+        }
+        let signature = if matches!(frame, Frame::Beacon(_)) { SIGNATURE } else { 0 };
+        PREFIX + signature + self.scratch.len()
+    }
+
+    fn deliver(&mut self, conn: u64, side: usize) {
+        let Some(link) = self.network.conns.get(&conn) else { return };
+        let (from, to) = (link.ends[side], link.ends[1 - side]);
+        let frozen = self.nodes[to.node].paused > 0 && self.nodes[to.node].is_up();
+        let blocked = self.network.blocked(from.node, to.node).is_some();
+        let again = self.network.quality(from.node, to.node).retransmission();
+        let Some(link) = self.network.conns.get_mut(&conn) else { return };
+        let pipe = &mut link.pipes[side];
+        if pipe.frames.is_empty() {
+            pipe.scheduled = false;
+            return;
+        }
+        if blocked || frozen {
+            pipe.tries += 1;
+            let wait = (again * 2u32.pow(pipe.tries.min(6))).min(Duration::from_millis(500));
+            return self.at(self.now + wait, Happening::Deliver { conn, side });
+        }
+        pipe.tries = 0;
+        let Some((frame, _)) = pipe.frames.pop_front() else { return };
+        match pipe.frames.front() {
+            Some(&(_, due)) => self.at(due, Happening::Deliver { conn, side }),
+            None => pipe.scheduled = false,
+        }
+        let end = ConnId(conn * 2 + (1 - side) as u64);
+        if !to.open {
+            // A process that restarted answers with a reset, one that is down with nothing.
+            if from.open && self.nodes[to.node].is_up() {
+                let quality = self.network.quality(to.node, from.node);
+                let at = self.now + quality.delay(&mut self.rng);
+                let conn = ConnId(conn * 2 + side as u64);
+                self.at(at, Happening::Closed { to: from.node, conn, reason: "reset".into() });
+            }
+            return;
+        }
+        self.recorder.hash(self.now, &self.nodes[to.node].name, frame.kind());
+        self.receive(to.node, end, from.node, frame);
+    }
+
+    fn receive(&mut self, i: usize, conn: ConnId, from: usize, frame: Frame) {
+        let peer = self.nodes[from].id;
+        let input = match frame {
+            Frame::Router(frame) => {
+                let up = self.nodes[i].node.as_ref().and_then(|node| node.links.conn_of(&peer)) == Some(conn);
+                if !up {
+                    return self.recorder.dropped("frame_before_hello");
+                }
+                self.recorder.received(self.now, &self.nodes, i, from, &frame);
+                self.step(i, Input::Links(link::Input::Heard(conn)));
+                Input::Router(router::Input::Frame { from: peer, frame })
+            }
+            frame => Input::Links(link::Input::Frame { conn, frame }),
+        };
+        self.give(i, input);
+    }
+
+    fn send_beat(&mut self, i: usize, conn: ConnId, beat: Beat) {
+        let Some((link, side)) = self.network.conn(conn) else { return };
+        let to = link.ends[1 - side].node;
+        let bytes = codec::encode(&beat).len() + 1;
+        self.recorder.wire(self.now, "heartbeat", bytes + DATAGRAM_OVERHEAD);
+        let quality = self.network.quality(i, to);
+        if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
+            return;
+        }
+        let Some(queued) = self.network.queueing(self.now, (i, to), bytes, quality.bandwidth) else { return };
+        let far = ConnId(conn.0 ^ 1);
+        let mut copies = 1;
+        if quality.duplicate > 0.0 && self.rng.random_bool(quality.duplicate) {
+            copies = 2;
+        }
+        for _ in 0..copies {
+            let mut wait = queued + quality.delay(&mut self.rng);
+            if quality.reorder > 0.0 && self.rng.random_bool(quality.reorder) {
+                wait += (quality.latency + quality.jitter).mul_f64(self.rng.random_range(0.0..1.0));
+            }
+            self.at(self.now + wait, Happening::Beat { to, conn: far, beat });
+        }
+    }
+
+    fn close(&mut self, conn: ConnId, reason: &str) {
+        let Some((link, side)) = self.network.conn(conn) else { return };
+        let (mine, theirs) = (link.ends[side].node, link.ends[1 - side]);
+        let far = ConnId(conn.0 ^ 1);
+        let last = link.pipes[side].frames.back().map(|(_, due)| *due);
+        let quality = self.network.quality(mine, theirs.node);
+        if self.network.blocked(mine, theirs.node).is_none() && theirs.open {
+            let at = (self.now + quality.delay(&mut self.rng)).max(last.unwrap_or(self.now));
+            self.at(at, Happening::Closed { to: theirs.node, conn: far, reason: reason.to_owned() });
+        }
+        // The frames before the close are still delivered: only our end is gone.
+        if let Some((link, side)) = self.network.conn(conn) {
+            link.ends[side].open = false;
+            if !theirs.open {
+                self.network.close_end(conn);
+            }
+        }
+        self.at(self.now + IDLE_TIMEOUT, Happening::IdleCheck { conn: far });
+    }
+
+    fn idle_check(&mut self, conn: ConnId) {
+        let Some((link, side)) = self.network.conn(conn) else { return };
+        let (mine, theirs) = (link.ends[side], link.ends[1 - side]);
+        if !mine.open {
+            return;
+        }
+        let alive = theirs.open && self.network.blocked(theirs.node, mine.node).is_none();
+        if !alive {
+            self.happen(Happening::Closed { to: mine.node, conn, reason: "timed out".into() });
+        }
+    }
+
+    /// After a cut, connections across it die of silence.
+    pub(super) fn check_idle_soon(&mut self) {
+        let ends: Vec<_> = self.network.conns.keys().flat_map(|&index| [ConnId(index * 2), ConnId(index * 2 + 1)]).collect();
+        for conn in ends {
+            self.at(self.now + IDLE_TIMEOUT, Happening::IdleCheck { conn });
+        }
+    }
+
+    fn broadcast(&mut self, i: usize, beacon: &Arc<Beacon>) {
+        let bytes = codec::encode(&**beacon).len() + 65;
+        let mine = self.overlay_root(self.nodes[i].overlay);
+        let mut receivers = 0;
+        for to in 0..self.nodes.len() {
+            if to == i || !self.nodes[to].is_up() || self.overlay_root(self.nodes[to].overlay) != mine {
+                continue;
+            }
+            receivers += 1;
+            let quality = self.network.quality(i, to);
+            if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
+                continue;
+            }
+            let hops = self.rng.random_range(1..=3);
+            let wait = (0..hops).map(|_| quality.delay(&mut self.rng)).sum();
+            let incarnation = self.nodes[to].incarnation;
+            self.at(self.now + wait, Happening::Heard { to, incarnation, beacon: beacon.clone() });
+        }
+        let cost = f64::from(receivers) * (bytes + DATAGRAM_OVERHEAD) as f64 * GOSSIP_REDUNDANCY;
+        self.recorder.wire(self.now, "gossip", cost as usize);
+        self.recorder.beacons += 1;
+    }
+
+    fn overlay_root(&self, mut at: usize) -> usize {
+        while self.overlay[at] != at {
+            at = self.overlay[at];
+        }
+        at
+    }
+
+    /// A link joins the gossip overlays of its ends.
+    fn join_overlay(&mut self, i: usize, peer: NodeId) {
+        let other = self.indices[&peer];
+        let (a, b) = (self.overlay_root(self.nodes[i].overlay), self.overlay_root(self.nodes[other].overlay));
+        self.overlay[a.max(b)] = a.min(b);
+    }
+
+    fn persist(&mut self, i: usize, ticket: u64, records: &[Record]) {
+        for record in records {
+            let sim = &mut self.nodes[i];
+            match record {
+                Record::Sample(sample) => {
+                    let source = Source { origin: sim.id, journal: sim.disk.outbox.journal };
+                    let tag = sample.metrics.iter().find(|(name, _)| name == TAG).map_or(0.0, |(_, tag)| *tag);
+                    self.truth.kept(source, sample.sequence, tag);
+                }
+                Record::Commit(unit) => {
+                    let wrong = self.truth.committed(unit.account, unit);
+                    let twice = self.truth.double_counted;
+                    self.invariants.check(self.now, "totals_are_true", wrong.is_none(), || wrong.unwrap_or_default());
+                    self.invariants.check(self.now, "counted_once", twice == 0, || format!("{twice} samples twice"));
+                }
+                Record::Evict(_) => self.recorder.evicted += 1,
+                _ => {}
+            }
+            self.nodes[i].disk.apply(record);
+        }
+        if let Some(account) = &self.nodes[i].disk.account {
+            let claimed: u64 = account.counted().values().sum();
+            let totals = account.totals.samples;
+            self.invariants.check(self.now, "totals_match_table", totals == claimed, || {
+                format!("an account holds {totals} samples and claims {claimed}")
+            });
+        }
+        self.step(i, Input::Router(router::Input::Persisted(ticket)));
+    }
+
+    fn publish(&mut self, i: usize) {
+        if self.over {
+            return;
+        }
+        let interval = self.scenario.telemetry.interval.0;
+        self.at(self.now + interval, Happening::Publish(i));
+        if !self.nodes[i].is_up() || self.nodes[i].paused > 0 {
+            return;
+        }
+        let tag = f64::from(self.rng.random_range(1u32..1 << 30));
+        let mut telemetry = Telemetry::new().metric(TAG, tag);
+        for n in 0..self.scenario.telemetry.metrics {
+            telemetry = telemetry.metric(format!("metric-{n}"), self.rng.random_range(0.0..100.0));
+        }
+        self.nodes[i].requests += 1;
+        let request = self.nodes[i].requests;
+        self.truth.published(i, request, tag);
+        self.give(i, Input::Router(router::Input::Publish { request, telemetry }));
+    }
+
+    fn command(&mut self, plan: usize) {
+        let plan = self.scenario.commands[plan].clone();
+        let from = plan.from.resolve(&self.nodes, &self.labels, &mut self.rng);
+        let Some(&i) = from.first().filter(|&&i| self.nodes[i].is_up()) else { return };
+        let (target, targets) = match plan.target.as_str() {
+            "everyone" => (Target::Everyone, self.nodes.iter().filter(|node| node.is_up()).count()),
+            "children" => (Target::Children, self.nodes[i].view().map_or(0, |view| view.children.len())),
+            name => {
+                let named = self.nodes.iter().find(|node| node.name.as_str() == name.replace(':', "-"));
+                let Some(named) = named else { return };
+                (Target::Node(named.id), 1)
+            }
+        };
+        self.nodes[i].requests += 1;
+        let request = self.nodes[i].requests;
+        let text = format!("command of {}", self.nodes[i].name);
+        let (deadline, expires) = (Duration::from_secs(5), Duration::from_secs(60));
+        self.recorder.next_command = Some((self.now.as_secs_f64(), targets));
+        self.give(i, Input::Router(router::Input::Issue { request, target, text, deadline, expires }));
+    }
+
+    fn note_transmission(&mut self, from: usize, to: usize, frame: &Frame) {
+        let Frame::Router(RouterFrame::Along(packet)) = frame else { return };
+        let Payload::Command(command) = &packet.payload else { return };
+        let next = &mut self.recorder.next_command;
+        let truth = self.truth.commands.entry(command.id).or_insert_with(|| {
+            let (issued_s, targets) = next.take().unwrap_or_default();
+            crate::sim::truth::CommandTruth { issued_s, targets, ..Default::default() }
+        });
+        match truth.links.insert((from, to)) {
+            true => truth.transmissions += 1,
+            false => truth.retransmissions += 1,
+        }
+    }
+
+    fn deliver_command(&mut self, i: usize, command: &packet::Command) {
+        let next = &mut self.recorder.next_command;
+        let truth = self.truth.commands.entry(command.id).or_insert_with(|| {
+            let (issued_s, targets) = next.take().unwrap_or_default();
+            crate::sim::truth::CommandTruth { issued_s, targets, ..Default::default() }
+        });
+        let times = truth.delivered.entry(self.nodes[i].id).or_default();
+        *times += 1;
+        let (once, name) = (*times == 1, &self.nodes[i].name);
+        self.invariants.check(self.now, "delivered_once", once, || format!("{name} was given {} twice", command.id));
+        let (command, text) = (command.id, String::new());
+        let input = router::Input::Answered { command, verdict: Verdict::Accepted, text };
+        self.step(i, Input::Router(input));
+    }
+
+    fn second(&mut self) {
+        self.at(self.now + Duration::from_secs(1), Happening::Second);
+        for i in 0..self.nodes.len() {
+            let Some(node) = &self.nodes[i].node else { continue };
+            let tables = [
+                ("connections", node.links.connections(), Limits::CONNECTIONS + Limits::UNGREETED),
+                ("neighbours", node.beacon.neighbours().len(), Limits::NEIGHBOURS),
+                ("descendants", node.view().descendants.len(), Limits::DESCENDANTS),
+                ("relayed units", node.router.relayed_units(), Limits::RELAY_UNITS),
+                ("outbox bytes", node.router.durable().outbox.bytes(), self.nodes[i].config.telemetry.outbox_bytes),
+            ];
+            let name = self.nodes[i].name.clone();
+            self.invariants.check_bounds(self.now, name.as_str(), &tables);
+        }
+        self.recorder.second(self.now);
+        if self.over && self.recorder.settled_since.is_none() && self.is_settled() {
+            self.recorder.settled_since = Some(self.now);
+        }
+    }
+
+}
+
+fn sim_node(
+    plan: Blueprint,
+    overlay: usize,
+    bootstrap: Vec<NodeId>,
+    indices: Rc<BTreeMap<NodeId, usize>>,
+    rng: &mut Pcg32,
+) -> SimNode {
+    let account = plan.config.is_sink().then(|| AccountId(rng.random()));
+    SimNode {
+        id: plan.id,
+        level: plan.config.level(),
+        disk: Durable::new(rng.random(), account),
+        name: plan.name,
+        config: plan.config,
+        node: None,
+        keeps_disk: plan.disk,
+        incarnation: 0,
+        started: Time::ZERO,
+        down: 0,
+        paused: 0,
+        unusable_at: None,
+        last_tenure: Tenure::default(),
+        deferred: Vec::new(),
+        shown: None,
+        tick_at: None,
+        indices,
+        bootstrap,
+        overlay,
+        requests: 0,
+    }
+}
+
+fn pick_others(ids: &[NodeId], me: usize, most: usize, rng: &mut Pcg32) -> Vec<NodeId> {
+    let most = most.min(ids.len() - 1);
+    let mut chosen = Vec::new();
+    while chosen.len() < most {
+        let other = rng.random_range(0..ids.len());
+        if other != me && !chosen.contains(&ids[other]) {
+            chosen.push(ids[other]);
+        }
+    }
+    chosen
+}

@@ -127,12 +127,7 @@ pub struct BeaconSection {
 
 impl Default for BeaconSection {
     fn default() -> Self {
-        Self {
-            ttl: Span::secs(30),
-            interval_min: Span::secs(1),
-            interval_max: Span::secs(10),
-            geohash_precision: 7,
-        }
+        Self { ttl: Span::secs(30), interval_min: Span::secs(1), interval_max: Span::secs(10), geohash_precision: 7 }
     }
 }
 
@@ -334,7 +329,9 @@ impl Config {
         );
         let backoff = &self.failover.backoff;
         check(
-            (1.0..=10.0).contains(&backoff.multiplier) && backoff.initial.0 <= backoff.max.0 && !backoff.initial.0.is_zero(),
+            (1.0..=10.0).contains(&backoff.multiplier)
+                && backoff.initial.0 <= backoff.max.0
+                && !backoff.initial.0.is_zero(),
             "failover.backoff",
             "initial must be above 0 and at most max, the multiplier between 1 and 10".into(),
             "use initial = \"1s\", multiplier = 2.0, max = \"60s\"",
@@ -360,7 +357,10 @@ impl Config {
         check(
             self.transport.open || self.transport.listen.ip().is_loopback(),
             "transport.listen",
-            format!("{} can be reached from other machines, and there is no formation to keep strangers out", self.transport.listen),
+            format!(
+                "{} can be reached from other machines, and there is no formation to keep strangers out",
+                self.transport.listen
+            ),
             "listen on 127.0.0.1, or set transport.open = true if everyone who can reach the port may join and command",
         );
         let named = (1..=64).contains(&self.formation.name.len());

@@ -340,14 +340,8 @@ mod tests {
 
     #[test]
     fn hysteresis_and_kind() {
-        let rank = |score, rooted| Rank {
-            id: beacon(1).id,
-            preferred: false,
-            rooted,
-            skips: 0,
-            rooted_first: false,
-            score,
-        };
+        let rank =
+            |score, rooted| Rank { id: beacon(1).id, preferred: false, rooted, skips: 0, rooted_first: false, score };
         assert!(!rank(0.55, true).displaces(&rank(0.50, true), 0.10));
         assert!(rank(0.56, true).displaces(&rank(0.50, true), 0.10));
         assert!(rank(0.10, true).displaces(&rank(0.90, false), 0.10));

@@ -72,7 +72,8 @@ fn generated(
     let mut counts = vec![0usize; levels.labels().len()];
     for (label, value) in &mesh.counts {
         let Some(level) = levels.parse(label) else {
-            let known = levels.labels().iter().map(String::as_str).chain(["area_km", "center", "bootstrap", "settings"]);
+            let known =
+                levels.labels().iter().map(String::as_str).chain(["area_km", "center", "bootstrap", "settings"]);
             let near = crate::config::nearest(label, known);
             let fix = near.map_or_else(|| levels.labels().join(", "), |near| format!("did you mean `{near}`?"));
             return Err(bad(label, format!("unknown key `{label}`"), &fix));
@@ -88,7 +89,8 @@ fn generated(
     let area_km = number(&mesh.area_km).filter(|km| *km > 0.0 && *km < 20_000.0);
     let area_km = area_km.ok_or_else(|| bad("area_km", "area_km is out of range".into(), "kilometres above 0"))?;
     let center: Option<Vec<f64>> = mesh.center.as_array().and_then(|list| list.iter().map(number).collect());
-    let center = GeoPoint::try_from(center.unwrap_or_default().as_slice()).map_err(|why| bad("center", why, "[lat, lon]"))?;
+    let center =
+        GeoPoint::try_from(center.unwrap_or_default().as_slice()).map_err(|why| bad("center", why, "[lat, lon]"))?;
     let mut all: Vec<Blueprint> = Vec::new();
     let mut above: Vec<GeoPoint> = Vec::new();
     let lowest = counts.iter().position(|&count| count > 0);

@@ -182,7 +182,13 @@ impl Network {
     }
 
     /// How long bytes wait for the link's bandwidth; `None` if its queue is full.
-    pub fn queueing(&mut self, now: Time, pair: (usize, usize), bytes: usize, bandwidth: Option<f64>) -> Option<Duration> {
+    pub fn queueing(
+        &mut self,
+        now: Time,
+        pair: (usize, usize),
+        bytes: usize,
+        bandwidth: Option<f64>,
+    ) -> Option<Duration> {
         let Some(bandwidth) = bandwidth else { return Some(Duration::ZERO) };
         let free = self.busy.get(&pair).copied().unwrap_or(now).max(now);
         let waiting = free.since(now);

@@ -109,6 +109,8 @@ pub struct Failover {
     pub node: NodeName,
     pub from: NodeName,
     pub to: Option<NodeName>,
+    /// What the child says of it.
+    pub reason: String,
     /// Absent for a false failover.
     pub fault_s: Option<f64>,
     pub detected_s: f64,
@@ -358,7 +360,7 @@ impl Recorder {
     pub fn event(&mut self, now: Time, nodes: &[SimNode], network: &Network, at: usize, event: &Event) {
         let name_of = |id: NodeId| nodes[at].index_of(id).map(|i| nodes[i].name.clone());
         match event {
-            Event::PeerLost { parent, .. } => {
+            Event::PeerLost { parent, reason } => {
                 let Some(from) = nodes[at].index_of(*parent) else { return };
                 let fault = self.fault_behind(nodes, network, at, from);
                 self.open.insert(at, self.failovers.len());
@@ -366,6 +368,7 @@ impl Recorder {
                     node: nodes[at].name.clone(),
                     from: nodes[from].name.clone(),
                     to: None,
+                    reason: reason.clone(),
                     fault_s: fault.map(Time::as_secs_f64),
                     detected_s: now.as_secs_f64(),
                     attached_s: None,
@@ -413,9 +416,8 @@ impl World {
     fn uncounted(&self, node: &SimNode) -> u64 {
         let outbox = &node.disk.outbox;
         let source = Source { origin: node.id, journal: outbox.journal };
-        let open = |sequence: &u64| {
-            self.truth.is_acknowledged(source, *sequence) && !self.truth.is_counted(source, *sequence)
-        };
+        let open =
+            |sequence: &u64| self.truth.is_acknowledged(source, *sequence) && !self.truth.is_counted(source, *sequence);
         outbox.sequences().filter(open).count() as u64
     }
 
@@ -521,7 +523,11 @@ impl Recorder {
             idle_bytes_per_node_s: idle,
             beacons_per_node_s: self.beacons as f64 / virtual_s.max(1.0) / nodes as f64,
             by_kind: self.by_kind.clone(),
-            per_level_up_bytes: self.up_bytes.iter().map(|(&l, &b)| (levels.label(crate::level::Level(l)), b)).collect(),
+            per_level_up_bytes: self
+                .up_bytes
+                .iter()
+                .map(|(&l, &b)| (levels.label(crate::level::Level(l)), b))
+                .collect(),
             constants: BTreeMap::from([
                 ("datagram_overhead_bytes", DATAGRAM_OVERHEAD as f64),
                 ("ack_bytes", ACK_BYTES as f64),

@@ -317,7 +317,11 @@ impl Scenario {
             let placed = problems.0.into_iter().map(|problem| {
                 let place = problem.origin.as_ref().and_then(|origin| {
                     let mut path = key.to_vec();
-                    if origin == "mesh.strategy" { path = vec!["mesh", "strategy"] } else { path.push(origin) }
+                    if origin == "mesh.strategy" {
+                        path = vec!["mesh", "strategy"]
+                    } else {
+                        path.push(origin)
+                    }
                     text.place(&path)
                 });
                 Problem { place, ..problem }

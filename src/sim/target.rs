@@ -105,9 +105,7 @@ impl TargetSpec {
                 let mut at = 0;
                 while at < below.len() {
                     let parent = nodes[below[at]].id;
-                    let children = all().filter(|&i| {
-                        nodes[i].view().and_then(|view| view.parent_id()) == Some(parent)
-                    });
+                    let children = all().filter(|&i| nodes[i].view().and_then(|view| view.parent_id()) == Some(parent));
                     let children: Vec<_> = children.filter(|i| !below.contains(i)).collect();
                     below.extend(children);
                     at += 1;

@@ -86,15 +86,40 @@ impl SimNode {
 #[derive(Clone, Debug)]
 pub enum Happening {
     Tick(usize),
-    Dialled { from: usize, incarnation: u64, to: NodeId },
-    DialFailed { from: usize, incarnation: u64, to: NodeId },
+    Dialled {
+        from: usize,
+        incarnation: u64,
+        to: NodeId,
+    },
+    DialFailed {
+        from: usize,
+        incarnation: u64,
+        to: NodeId,
+    },
     /// The head of a pipe is due.
-    Deliver { conn: u64, side: usize },
-    Beat { to: usize, conn: ConnId, beat: Beat },
-    Closed { to: usize, conn: ConnId, reason: String },
+    Deliver {
+        conn: u64,
+        side: usize,
+    },
+    Beat {
+        to: usize,
+        conn: ConnId,
+        beat: Beat,
+    },
+    Closed {
+        to: usize,
+        conn: ConnId,
+        reason: String,
+    },
     /// A connection whose far end may have vanished.
-    IdleCheck { conn: ConnId },
-    Heard { to: usize, incarnation: u64, beacon: Arc<Beacon> },
+    IdleCheck {
+        conn: ConnId,
+    },
+    Heard {
+        to: usize,
+        incarnation: u64,
+        beacon: Arc<Beacon>,
+    },
     Publish(usize),
     FaultBegins(usize),
     FaultEnds(usize),
@@ -266,8 +291,7 @@ impl World {
         sim.started = now;
         let account = sim.disk.account.as_ref().map_or(AccountId([0; 16]), |account| account.id);
         let seed = self.rng.random();
-        let identity =
-            Identity { id: sim.id, name: sim.name.clone(), incarnation: sim.incarnation, account, seed };
+        let identity = Identity { id: sim.id, name: sim.name.clone(), incarnation: sim.incarnation, account, seed };
         let node = Node::new(sim.local(now), sim.config.settings(&identity), sim.disk.clone());
         sim.shown = Some(node.view().clone());
         sim.node = Some(node);
@@ -297,9 +321,14 @@ impl World {
             let account = sim.disk.account.is_some().then(|| AccountId(self.rng.random()));
             sim.disk = Durable::new(journal, account);
         }
-        let dead: Vec<_> = self.network.conns.iter().flat_map(|(&index, conn)| {
-            (0..2).filter(move |&side| conn.ends[side].node == i).map(move |side| ConnId(index * 2 + side as u64))
-        }).collect();
+        let dead: Vec<_> = self
+            .network
+            .conns
+            .iter()
+            .flat_map(|(&index, conn)| {
+                (0..2).filter(move |&side| conn.ends[side].node == i).map(move |side| ConnId(index * 2 + side as u64))
+            })
+            .collect();
         for end in dead {
             self.network.close_end(end);
             self.at(now + IDLE_TIMEOUT, Happening::IdleCheck { conn: ConnId(end.0 ^ 1) });
@@ -644,7 +673,8 @@ impl World {
 
     /// After a cut, connections across it die of silence.
     pub(super) fn check_idle_soon(&mut self) {
-        let ends: Vec<_> = self.network.conns.keys().flat_map(|&index| [ConnId(index * 2), ConnId(index * 2 + 1)]).collect();
+        let ends: Vec<_> =
+            self.network.conns.keys().flat_map(|&index| [ConnId(index * 2), ConnId(index * 2 + 1)]).collect();
         for conn in ends {
             self.at(self.now + IDLE_TIMEOUT, Happening::IdleCheck { conn });
         }
@@ -806,7 +836,6 @@ impl World {
             self.recorder.settled_since = Some(self.now);
         }
     }
-
 }
 
 fn sim_node(

@@ -85,6 +85,9 @@ impl Machine {
         if let Some(reason) = self.refusal(peer, effective_level, backup) {
             return effects.push(Effect::Send(peer, Frame::Refuse { serial, reason }));
         }
+        if backup && self.downlink.children.contains_key(&peer) {
+            return effects.push(Effect::Dropped("backup_of_child"));
+        }
         if backup {
             self.downlink.reserved.insert(peer, serial);
         } else {
@@ -149,7 +152,7 @@ impl Machine {
         let most = usize::from(self.settings.max_children);
         while self.downlink.children.len() + self.downlink.reserved.len() > most {
             let Some((peer, _)) = self.downlink.reserved.pop_last() else { return };
-            effects.push(Effect::Send(peer, Frame::Dismiss { reason: Parting::Preempted }));
+            effects.push(Effect::Send(peer, Frame::Dismiss { reason: Parting::Preempted, backup: true }));
         }
     }
 
@@ -171,7 +174,7 @@ impl Machine {
     }
 
     pub(super) fn dismiss(&mut self, child: NodeId, reason: Parting, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Send(child, Frame::Dismiss { reason }));
+        effects.push(Effect::Send(child, Frame::Dismiss { reason, backup: false }));
     }
 
     pub(super) fn child_gone(&mut self, now: Time, peer: NodeId, reason: &str, effects: &mut Vec<Effect>) {
@@ -249,8 +252,9 @@ impl Machine {
 
     pub(super) fn say_goodbye_below(&mut self, effects: &mut Vec<Effect>) {
         let reason = Parting::Leaving;
-        let below = self.downlink.children.keys().chain(self.downlink.reserved.keys());
-        effects.extend(below.map(|&peer| Effect::Send(peer, Frame::Dismiss { reason })));
+        let dismiss = |backup| move |&peer: &NodeId| Effect::Send(peer, Frame::Dismiss { reason, backup });
+        effects.extend(self.downlink.children.keys().map(dismiss(false)));
+        effects.extend(self.downlink.reserved.keys().map(dismiss(true)));
         self.downlink.children.clear();
         self.downlink.reserved.clear();
         self.downlink.descendants = Arc::default();

@@ -254,7 +254,7 @@ impl Machine {
             }
             Frame::Refuse { serial, reason } => self.refused(now, peer, serial, reason, effects),
             Frame::Detach { serial, reason } => self.detached(now, peer, serial, reason, effects),
-            Frame::Dismiss { reason } => self.dismissed(now, peer, reason, effects),
+            Frame::Dismiss { reason, backup } => self.dismissed(now, peer, reason, backup, effects),
             Frame::Path(path) => self.path_changed(now, peer, path, effects),
             Frame::Subtree { full, changes } => self.subtree_reported(now, peer, full, changes, effects),
             Frame::Lateral(lateral) => self.lateral_said(now, peer, lateral, effects),

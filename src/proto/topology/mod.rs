@@ -116,6 +116,7 @@ pub enum Frame {
     /// From parent to child or reservation.
     Dismiss {
         reason: Parting,
+        backup: bool,
     },
     /// The way to the root has changed.
     Path(Path),

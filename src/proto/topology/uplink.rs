@@ -251,7 +251,8 @@ impl Machine {
             }
         }
         if let Some(backup) = &mut self.uplink.backup {
-            if self.links.contains_key(&backup.id) && backup.asked.is_none() {
+            let is_parent_to_be = self.uplink.attempt.as_ref().is_some_and(|attempt| attempt.id == backup.id);
+            if self.links.contains_key(&backup.id) && backup.asked.is_none() && !is_parent_to_be {
                 backup.asked = Some(now);
                 effects.push(Effect::Send(backup.id, request(backup.serial, true)));
             }
@@ -364,12 +365,19 @@ impl Machine {
         }
     }
 
-    pub(super) fn dismissed(&mut self, now: Time, peer: NodeId, reason: Parting, effects: &mut Vec<Effect>) {
+    pub(super) fn dismissed(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        reason: Parting,
+        backup: bool,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
             self.rest(now, peer);
             self.drop_backup(now);
         }
-        if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) {
+        if !backup && self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) {
             self.lose_parent(now, Cause::Closed, &format!("{reason:?}").to_lowercase(), effects);
         }
     }

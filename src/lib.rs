@@ -11,3 +11,4 @@ pub mod proto;
 #[cfg(feature = "cli")]
 pub mod sim;
 pub mod time;
+pub mod transport;

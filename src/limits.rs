@@ -84,6 +84,8 @@ impl Limits {
     pub const ORIGINS: usize = 65_536;
     /// Marks in one frame.
     pub const MARKS: usize = 1_024;
+    /// Appends waiting for the journal: more than all mailboxes of a node can bring at once.
+    pub const JOURNAL_QUEUE: usize = 65_536;
     /// Sequence numbers reserved at a time, so that a restart never repeats one.
     pub const SEQUENCE_BLOCK: u64 = 1_024;
     /// Messages of data waiting in one mailbox; control waits behind no more than these.

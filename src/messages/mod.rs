@@ -1,3 +1,152 @@
-//! What is said: the wire form of frames, and the messages of each actor.
+//! What is said: the wire form of frames, and one message type per actor. A message wraps its machine's input.
 
 pub mod wire;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::id::{NodeId, NodeName};
+use crate::proto::beacon::Neighbours;
+use crate::proto::event::Event;
+use crate::proto::packet::Target;
+use crate::proto::router::{Counts, Outcome, PublishError, Published};
+use crate::proto::sample::Telemetry;
+use crate::proto::topology::Why;
+use crate::proto::{beacon, link, router, topology};
+use crate::transport::{MeshConnection, TransportError};
+
+/// Where an answer goes. Dropped unanswered by an actor that crashes: the caller is told to try again.
+pub type Reply<T> = oneshot::Sender<T>;
+
+/// A supervised part of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subsystem {
+    Metrics,
+    Transport,
+    Discovery,
+    Beacon,
+    Topology,
+    Router,
+    Janitor,
+}
+
+impl Subsystem {
+    /// In the order of their start; they stop in reverse.
+    pub const ALL: [Self; 7] = [
+        Self::Metrics,
+        Self::Transport,
+        Self::Discovery,
+        Self::Beacon,
+        Self::Topology,
+        Self::Router,
+        Self::Janitor,
+    ];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Metrics => "metrics",
+            Self::Transport => "transport",
+            Self::Discovery => "discovery",
+            Self::Beacon => "beacon",
+            Self::Topology => "topology",
+            Self::Router => "router",
+            Self::Janitor => "janitor",
+        }
+    }
+
+    pub fn parse(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|subsystem| subsystem.label().eq_ignore_ascii_case(label))
+    }
+
+    /// Whether the node stops when it cannot be kept running; else the node is degraded.
+    pub fn is_critical(self) -> bool {
+        matches!(self, Self::Transport | Self::Beacon | Self::Topology | Self::Router)
+    }
+}
+
+/// How an actor is made to fail, by whoever tests its supervision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failing {
+    Panic,
+    Error,
+    /// A handler that never comes back from its await.
+    Freeze,
+}
+
+pub enum TransportMessage {
+    Input(link::Input),
+    Dialled { peer: NodeId, result: Result<Arc<dyn MeshConnection>, TransportError> },
+    Accepted(Arc<dyn MeshConnection>),
+    /// Static peers, at the start and after a restart.
+    Known(Vec<(NodeId, Vec<SocketAddr>)>),
+    Links(Reply<Links>),
+}
+
+/// The links that are up and the peers that are known.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    pub up: BTreeMap<NodeId, NodeName>,
+    pub known: Vec<NodeId>,
+    pub connections: usize,
+}
+
+pub enum BeaconMessage {
+    Input(beacon::Input),
+    Neighbours(Reply<Neighbours>),
+}
+
+pub enum TopologyMessage {
+    Input(topology::Input),
+    Why(Reply<Why>),
+}
+
+pub enum RouterMessage {
+    Input(router::Input),
+    Publish { telemetry: Telemetry, reply: Reply<Result<Published, PublishError>> },
+    Command { target: Target, text: String, deadline: Duration, expires: Duration, reply: Reply<Outcome> },
+    Report(Reply<RouterReport>),
+}
+
+/// What the router knows of samples and commands.
+#[derive(Clone, Debug, Default)]
+pub struct RouterReport {
+    pub counts: Counts,
+    pub outbox_depth: usize,
+    pub outbox_bytes: usize,
+    /// Samples committed here as a root, in all and by origin.
+    pub counted: u64,
+    pub counted_by_origin: BTreeMap<NodeId, u64>,
+    pub commands_issued: u64,
+    pub commands_delivered: u64,
+    pub commands_duplicate: u64,
+}
+
+pub enum DiscoveryMessage {
+    /// The transport has restarted: it knows nobody.
+    Announce,
+    Static(Reply<Vec<NodeId>>),
+}
+
+pub enum JanitorMessage {
+    /// A round now, not when it is due.
+    Sweep,
+}
+
+pub enum MetricsMessage {
+    Event(EventRecord),
+    History(Reply<Vec<EventRecord>>),
+}
+
+/// An event with its place in this node's order of events.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventRecord {
+    pub seq: u64,
+    pub at: jiff::Timestamp,
+    pub event: Event,
+}

@@ -1,0 +1,48 @@
+//! The JanitorActor: owns the schedule of sweeps; each owner expires its own state.
+
+use std::time::Duration;
+
+use ractor::ActorCell;
+
+use crate::actors::address::Address;
+use crate::actors::context::Context;
+use crate::actors::shell::Subject;
+use crate::messages::JanitorMessage;
+use crate::proto::node::Input;
+use crate::proto::{beacon, router};
+use crate::time::Time;
+
+const ROUND: Duration = Duration::from_secs(5);
+
+pub struct Janitor {
+    context: Context,
+    round_at: Time,
+}
+
+impl Subject for Janitor {
+    type Message = JanitorMessage;
+
+    async fn start(context: &Context, _me: &ActorCell, _warm: bool) -> Result<Self, String> {
+        Ok(Self { context: context.clone(), round_at: context.now() + ROUND })
+    }
+
+    fn address(context: &Context) -> &Address<JanitorMessage> {
+        &context.addresses.janitor
+    }
+
+    fn handle(&mut self, now: Time, message: JanitorMessage) {
+        match message {
+            JanitorMessage::Sweep => self.tick(now),
+        }
+    }
+
+    fn tick(&mut self, now: Time) {
+        self.round_at = now + ROUND;
+        self.context.give(Input::Beacon(beacon::Input::Sweep));
+        self.context.give(Input::Router(router::Input::Sweep));
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        Some(self.round_at)
+    }
+}

@@ -1,0 +1,157 @@
+//! The RouterActor: samples up, commands down, and nothing that depends on a record before it is kept.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ractor::ActorCell;
+use tokio::sync::watch;
+
+use crate::actors::address::Address;
+use crate::actors::context::Context;
+use crate::actors::shell::Subject;
+use crate::messages::{Reply, RouterMessage, RouterReport};
+use crate::proto::event::Event;
+use crate::proto::node::{Output, after_router};
+use crate::proto::packet::{Command, Verdict};
+use crate::proto::router::{Effect, Input, Machine, Outcome, PublishError, Published, Snapshot};
+use crate::time::Time;
+
+enum Waiting {
+    Publish(Reply<Result<Published, PublishError>>),
+    Command(Reply<Outcome>),
+}
+
+pub struct Routing {
+    context: Context,
+    machine: Machine,
+    kept: watch::Sender<Option<Arc<Snapshot>>>,
+    waiting: BTreeMap<u64, Waiting>,
+    requests: u64,
+}
+
+impl Subject for Routing {
+    type Message = RouterMessage;
+
+    async fn start(context: &Context, _me: &ActorCell, warm: bool) -> Result<Self, String> {
+        let (now, kept) = (context.now(), context.snapshots().router.clone());
+        let snapshot = kept.borrow().clone().filter(|_| warm);
+        let durable = context.journal.load().await.ok_or("the journal has ended")?;
+        let view = context.settings.first_view();
+        let machine = Machine::new(now, context.settings.router.clone(), view, durable, snapshot.as_deref());
+        Ok(Self { context: context.clone(), machine, kept, waiting: BTreeMap::new(), requests: now.as_micros() })
+    }
+
+    fn address(context: &Context) -> &Address<RouterMessage> {
+        &context.addresses.router
+    }
+
+    fn handle(&mut self, now: Time, message: RouterMessage) {
+        match message {
+            RouterMessage::Input(input) => self.step(now, input),
+            RouterMessage::Publish { telemetry, reply } => {
+                let request = self.wait(Waiting::Publish(reply));
+                self.step(now, Input::Publish { request, telemetry });
+            }
+            RouterMessage::Command { target, text, deadline, expires, reply } => {
+                let request = self.wait(Waiting::Command(reply));
+                self.step(now, Input::Issue { request, target, text, deadline, expires });
+            }
+            RouterMessage::Report(reply) => drop(reply.send(self.report())),
+        }
+    }
+
+    fn tick(&mut self, now: Time) {
+        let mut effects = Vec::new();
+        self.machine.tick(now, &mut effects);
+        self.follow(effects);
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        self.machine.deadline()
+    }
+
+    fn save(&mut self) {
+        self.kept.send_replace(Some(Arc::new(self.machine.snapshot())));
+    }
+}
+
+impl Routing {
+    fn wait(&mut self, waiting: Waiting) -> u64 {
+        self.requests += 1;
+        self.waiting.insert(self.requests, waiting);
+        self.requests
+    }
+
+    fn step(&mut self, now: Time, input: Input) {
+        let mut effects = Vec::new();
+        self.machine.step(now, input, &mut effects);
+        self.follow(effects);
+    }
+
+    fn follow(&mut self, effects: Vec<Effect>) {
+        let Self { context, waiting, .. } = self;
+        for effect in effects {
+            after_router(effect, &mut |step| {
+                if let Some(output) = context.follow(step) {
+                    carry_out(context, waiting, output);
+                }
+            });
+        }
+    }
+
+    fn report(&self) -> RouterReport {
+        let durable = self.machine.durable();
+        let (outbox, account) = (&durable.outbox, durable.account.as_ref());
+        RouterReport {
+            counts: self.machine.counts(),
+            outbox_depth: outbox.depth(),
+            outbox_bytes: outbox.bytes(),
+            counted: account.map_or(0, |account| account.totals.samples),
+            counted_by_origin: account.map(|account| account.counted().clone()).unwrap_or_default(),
+            commands_issued: self.machine.commands_issued(),
+            commands_delivered: self.machine.delivered(),
+            commands_duplicate: self.machine.duplicate_commands(),
+        }
+    }
+}
+
+fn carry_out(context: &Context, waiting: &mut BTreeMap<u64, Waiting>, output: Output) {
+    match output {
+        Output::Persist { ticket, records } => {
+            let (kept, address) = (context.journal.append(records), context.addresses.router.clone());
+            tokio::spawn(async move {
+                let input = if kept.await { Input::Persisted(ticket) } else { Input::PersistFailed(ticket) };
+                // A router that has restarted since has loaded the records.
+                let _ = address.tell_data(RouterMessage::Input(input)).await;
+            });
+        }
+        Output::Published { request, result } => {
+            if let Some(Waiting::Publish(reply)) = waiting.remove(&request) {
+                // The host may have stopped waiting; the sample is stored all the same.
+                let _ = reply.send(result);
+            }
+        }
+        Output::Concluded { request, outcome } => {
+            if let Some(Waiting::Command(reply)) = waiting.remove(&request) {
+                let _ = reply.send(outcome);
+            }
+        }
+        Output::Deliver(command) => deliver(context, command),
+        other => tracing::error!(?other, "an output without an owner"),
+    }
+}
+
+fn deliver(context: &Context, command: Command) {
+    let Command { id, issuer, text, .. } = command.clone();
+    context.event(Event::CommandReceived { id, issuer, text });
+    let refused = match &*context.host.borrow() {
+        None => Some((Verdict::Refused, "no handler")),
+        Some(host) => host.try_send(command).err().map(|_| (Verdict::Failed, "the host takes no more commands")),
+    };
+    if let Some((verdict, text)) = refused {
+        let input = Input::Answered { command: id, verdict, text: text.to_owned() };
+        if context.addresses.router.tell(RouterMessage::Input(input)).is_err() {
+            context.counters.drop_for("mailbox_full");
+        }
+    }
+}

@@ -1,0 +1,614 @@
+//! A node: all that a host sees.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorRef};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::actors::{
+    ActorReport, AskError, Context, HostActor, HostCommand, NodeExit, NodeSupervisor, SupervisorMessage,
+};
+use crate::config::{Config, Identity, Problem, Problems, StaticPeer};
+use crate::id::{Keypair, NodeId, NodeName};
+use crate::level::Level;
+use crate::limits::Limits;
+use crate::messages::{
+    BeaconMessage, EventRecord, Failing, JanitorMessage, Links, MetricsMessage, RouterMessage, RouterReport, Subsystem,
+    TopologyMessage, TransportMessage,
+};
+use crate::proto::account::AccountId;
+use crate::proto::beacon::{Neighbours, SelfPatch};
+use crate::proto::durable::Durable;
+use crate::proto::event::Event;
+use crate::proto::geo::GeoPoint;
+use crate::proto::node::Input;
+use crate::proto::packet::{Target, Verdict};
+use crate::proto::router::{Outcome, PublishError, Published};
+use crate::proto::sample::Telemetry;
+use crate::proto::topology::{View, Why};
+use crate::proto::{beacon, link, router, topology};
+use crate::storage::{DataDir, Journal, StorageError, identity};
+use crate::transport::iroh::IrohTransport;
+use crate::transport::memory::Switchboard;
+use crate::transport::{MeshTransport, TransportError};
+
+/// Why a node did not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    #[error(transparent)]
+    Config(#[from] Problems),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("a subsystem did not start: {0}")]
+    Subsystem(String),
+}
+
+/// Why a call on a node did not succeed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum NodeError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error("the node has ended: {0}")]
+    Ended(NodeExit),
+    #[error("a command's text has at most {limit} bytes, this has {0}", limit = Limits::COMMAND_BYTES)]
+    CommandTooLong(usize),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Builds a node. Everything has a default but the level's meaning, which is the mesh's.
+#[derive(Clone, Debug, Default)]
+pub struct NodeBuilder {
+    config: Config,
+    key: Option<Keypair>,
+    board: Option<BoardEntry>,
+    incarnation: Option<u64>,
+}
+
+#[derive(Clone)]
+struct BoardEntry(Switchboard);
+
+impl std::fmt::Debug for BoardEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Switchboard")
+    }
+}
+
+impl NodeBuilder {
+    /// Starts from a configuration that was read.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// A human name: lower-case letters, digits and dashes. A name that is none is refused by [`Self::spawn`].
+    pub fn name(mut self, name: &str) -> Self {
+        match NodeName::new(name) {
+            Ok(name) => self.config.node.name = Some(name),
+            Err(_) => self.config.node.level = format!("{name} (an invalid name)"),
+        }
+        self
+    }
+
+    pub fn level(mut self, level: Level) -> Self {
+        self.config.node.level = self.config.topology.levels.label(level);
+        self
+    }
+
+    pub fn position(mut self, position: GeoPoint) -> Self {
+        self.config.node.position = Some(position);
+        self
+    }
+
+    /// Where the identity is kept; without one, a new identity at each start.
+    pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.config.node.data_dir = Some(directory.into());
+        self
+    }
+
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.config.transport.listen = address;
+        self
+    }
+
+    /// Somebody to introduce itself to.
+    pub fn peer(mut self, id: NodeId, addresses: Vec<SocketAddr>) -> Self {
+        self.config.discovery.fixed.peers.push(StaticPeer { id, addresses, priority: 0 });
+        self
+    }
+
+    /// The identity, instead of a new one or the data directory's.
+    pub fn key(mut self, key: Keypair) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// Joins a switchboard in this process instead of a network.
+    pub fn memory(mut self, board: &Switchboard) -> Self {
+        self.board = Some(BoardEntry(board.clone()));
+        self
+    }
+
+    /// Which run of this identity it is, for a host that keeps the key itself. Must rise from run to run.
+    pub fn incarnation(mut self, incarnation: u64) -> Self {
+        self.incarnation = Some(incarnation);
+        self
+    }
+
+    /// Starts the supervisor and its actors. Dropping the future leaves nothing running.
+    pub async fn spawn(self) -> Result<Node, SpawnError> {
+        let Self { config, key, board, incarnation } = self;
+        let problem = |(key, message, fix): (&str, String, String)| Problem {
+            message,
+            place: None,
+            origin: Some(key.to_owned()),
+            fix: Some(fix),
+        };
+        let problems: Vec<_> = config.problems().into_iter().map(problem).collect();
+        if !problems.is_empty() {
+            return Err(Problems(problems).into());
+        }
+        let key = match (&key, &config.node.data_dir) {
+            (Some(key), _) => key.clone(),
+            (None, Some(directory)) => identity(directory)?,
+            (None, None) => Keypair::generate(),
+        };
+        let short = key.id().short();
+        let name = config.node.name.clone().or_else(|| NodeName::new(&format!("node-{short}")).ok());
+        let name = name.ok_or_else(|| SpawnError::Subsystem("no name".into()))?;
+        let directory = match &config.node.data_dir {
+            Some(path) => Some(DataDir::open(path, name.as_str())?),
+            None => None,
+        };
+        let incarnation = match (&directory, incarnation) {
+            (_, Some(incarnation)) => incarnation,
+            (Some(directory), None) => directory.next_incarnation()?,
+            (None, None) => 1,
+        };
+        let transport: Arc<dyn MeshTransport> = match &board {
+            Some(BoardEntry(board)) => board.plug_in(key.id()),
+            None => IrohTransport::start(&key, config.formation_id(), config.transport.listen).await?,
+        };
+        let [account_low, account_high, journal, seed] = entropy();
+        let mut account = [0; 16];
+        account[..8].copy_from_slice(&account_low.to_le_bytes());
+        account[8..].copy_from_slice(&account_high.to_le_bytes());
+        let identity = Identity { id: key.id(), name, incarnation, account: AccountId(account), seed };
+        let settings = config.settings(&identity);
+        let durable = Durable::new(journal, settings.topology.account);
+        let context = Context::new(settings, Arc::new(config), key, transport, Journal::in_memory(durable));
+        let (ended, degraded) = (watch::Sender::new(None), watch::Sender::new(Vec::new()));
+        let arguments = (context.clone(), ended.clone(), degraded.clone());
+        let spawned = Actor::spawn(None, NodeSupervisor, arguments).await;
+        let (supervisor, _) = spawned.map_err(|error| SpawnError::Subsystem(error.to_string()))?;
+        let inner = Inner { context, supervisor, ended, degraded, _directory: directory };
+        Ok(Node { inner: Arc::new(inner) })
+    }
+}
+
+/// Fresh numbers from the operating system.
+fn entropy() -> [u64; 4] {
+    let mut bytes = [0; 32];
+    SysRng.try_fill_bytes(&mut bytes).expect("the operating system has entropy");
+    std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|b| bytes[i * 8 + b])))
+}
+
+/// A running node. Clones are the same node; dropping the last one stops it without goodbye.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    context: Context,
+    supervisor: ActorRef<SupervisorMessage>,
+    ended: watch::Sender<Option<NodeExit>>,
+    degraded: watch::Sender<Vec<Subsystem>>,
+    _directory: Option<DataDir>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A supervisor that has stopped already needs no telling.
+        let _ = self.supervisor.cast(SupervisorMessage::Drop);
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("name", self.name()).field("id", &self.id()).finish()
+    }
+}
+
+impl Node {
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.inner.context.settings.me()
+    }
+
+    pub fn name(&self) -> &NodeName {
+        self.inner.context.settings.name()
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.inner.context.config
+    }
+
+    /// Where others reach this node.
+    pub fn listen(&self) -> Vec<SocketAddr> {
+        self.inner.context.transport.addresses()
+    }
+
+    /// The node's place in the tree, as last decided.
+    pub fn view(&self) -> Arc<View> {
+        self.inner.context.view.borrow().clone()
+    }
+
+    /// Is told of every change of [`Self::view`].
+    pub fn views(&self) -> watch::Receiver<Arc<View>> {
+        self.inner.context.view.subscribe()
+    }
+
+    /// How long the node has been running, on its own clock.
+    pub fn uptime(&self) -> Duration {
+        self.inner.context.now().since(crate::time::Time::ZERO)
+    }
+
+    /// Optional subsystems that could not be kept running.
+    pub fn degraded(&self) -> Vec<Subsystem> {
+        self.inner.degraded.borrow().clone()
+    }
+
+    /// What was dropped, by why.
+    pub fn dropped(&self) -> std::collections::BTreeMap<&'static str, u64> {
+        self.inner.context.counters.dropped()
+    }
+
+    /// Publishes one sample. Returns once it is in the outbox: acknowledged.
+    ///
+    /// Cancel-safe: a dropped call has stored the sample or not.
+    pub async fn publish(&self, telemetry: Telemetry) -> Result<Published, NodeError> {
+        let router = &self.inner.context.addresses.router;
+        Ok(router.ask(|reply| RouterMessage::Publish { telemetry, reply }).await??)
+    }
+
+    /// Issues a command; await it for the answers, after setting a deadline if five seconds do not fit.
+    pub fn command(&self, target: Target, text: impl Into<String>) -> IssueCommand {
+        let (deadline, expires) = (Duration::from_secs(5), Duration::from_secs(60));
+        IssueCommand { node: self.clone(), target, text: text.into(), deadline, expires }
+    }
+
+    /// The commands for this host. Asking for them again takes them away from who asked before.
+    pub fn commands(&self) -> CommandStream {
+        let (sender, receiver) = mpsc::channel(Limits::MAILBOX_DATA);
+        self.inner.context.host.send_replace(Some(sender));
+        CommandStream { context: self.inner.context.clone(), receiver }
+    }
+
+    /// What happens from now on. A reader that lags is told how much it missed.
+    pub fn events(&self) -> EventStream {
+        EventStream(self.inner.context.events.subscribe())
+    }
+
+    /// The recent events.
+    pub async fn history(&self) -> Result<Vec<EventRecord>, NodeError> {
+        Ok(self.inner.context.addresses.metrics.ask(MetricsMessage::History).await?)
+    }
+
+    /// Stops a subsystem in order and starts it again from its snapshot. Handles stay valid.
+    pub async fn restart(&self, subsystem: Subsystem) -> Result<(), NodeError> {
+        self.supervise(|reply| SupervisorMessage::Restart { subsystem, reply }).await
+    }
+
+    /// Makes a subsystem fail, to see its supervision at work.
+    pub fn fail(&self, subsystem: Subsystem, failing: Failing) -> Result<(), NodeError> {
+        self.cast(SupervisorMessage::Fail { subsystem, failing })
+    }
+
+    /// Ends a subsystem at its next await, to see its supervision at work.
+    pub fn kill(&self, subsystem: Subsystem) -> Result<(), NodeError> {
+        self.cast(SupervisorMessage::Kill { subsystem })
+    }
+
+    /// How each subsystem is doing.
+    pub async fn actors(&self) -> Result<Vec<ActorReport>, NodeError> {
+        self.supervise(SupervisorMessage::Report).await
+    }
+
+    /// Puts an actor of the host's under this node's supervisor: it restarts as the subsystems do.
+    pub async fn adopt(&self, name: impl Into<String>, actor: HostActor) -> Result<(), NodeError> {
+        let name = name.into();
+        let adopted: Result<(), String> =
+            self.supervise(|reply| SupervisorMessage::Adopt { name, actor, reply }).await?;
+        adopted.map_err(NodeError::Refused)
+    }
+
+    pub fn beacons(&self) -> BeaconHandle<'_> {
+        BeaconHandle(&self.inner.context)
+    }
+
+    pub fn topology(&self) -> TopologyHandle<'_> {
+        TopologyHandle(&self.inner.context)
+    }
+
+    pub fn router(&self) -> RouterHandle<'_> {
+        RouterHandle(&self.inner.context)
+    }
+
+    pub fn transport(&self) -> TransportHandle<'_> {
+        TransportHandle(&self.inner.context)
+    }
+
+    pub fn janitor(&self) -> JanitorHandle<'_> {
+        JanitorHandle(&self.inner.context)
+    }
+
+    /// Stops in order: says goodbye, closes links, then the actors in reverse.
+    pub async fn shutdown(&self) -> Result<(), NodeError> {
+        let (reply, stopped) = oneshot::channel();
+        self.cast(SupervisorMessage::Stop(reply))?;
+        let _ = timeout(Limits::STOP + Limits::STOP, stopped).await;
+        Ok(())
+    }
+
+    /// Waits for the node's end and says why.
+    pub async fn wait(&self) -> NodeExit {
+        let mut ended = self.inner.ended.subscribe();
+        let exit = ended.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+        exit.unwrap_or(NodeExit::Dropped)
+    }
+
+    fn cast(&self, message: SupervisorMessage) -> Result<(), NodeError> {
+        self.inner.supervisor.cast(message).map_err(|_| NodeError::Ended(self.exit()))
+    }
+
+    async fn supervise<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<T>) -> SupervisorMessage,
+    ) -> Result<T, NodeError> {
+        let (reply, answer) = oneshot::channel();
+        self.cast(message(reply))?;
+        let answered = timeout(Limits::CALL * 2, answer).await.map_err(|_| AskError::TimedOut)?;
+        answered.map_err(|_| NodeError::Ended(self.exit()))
+    }
+
+    fn exit(&self) -> NodeExit {
+        self.inner.ended.borrow().clone().unwrap_or(NodeExit::Stopped)
+    }
+}
+
+/// A command being issued.
+pub struct IssueCommand {
+    node: Node,
+    target: Target,
+    text: String,
+    deadline: Duration,
+    expires: Duration,
+}
+
+impl IssueCommand {
+    /// How long to wait for answers.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// How long the command lives.
+    pub fn expires(mut self, expires: Duration) -> Self {
+        self.expires = expires;
+        self
+    }
+}
+
+impl IntoFuture for IssueCommand {
+    type Output = Result<Outcome, NodeError>;
+    type IntoFuture = futures_util::future::BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let Self { node, target, text, deadline, expires } = self;
+            if text.len() > Limits::COMMAND_BYTES {
+                return Err(NodeError::CommandTooLong(text.len()));
+            }
+            let router = &node.inner.context.addresses.router;
+            let question = |reply| RouterMessage::Command { target, text, deadline, expires, reply };
+            Ok(router.ask_within(deadline + Limits::CALL, question).await?)
+        })
+    }
+}
+
+/// The commands for a host.
+pub struct CommandStream {
+    context: Context,
+    receiver: mpsc::Receiver<HostCommand>,
+}
+
+impl CommandStream {
+    /// The next command; `None` when the node has ended, or somebody else asked for the commands. Cancel-safe.
+    pub async fn next(&mut self) -> Option<ReceivedCommand> {
+        let command = self.receiver.recv().await?;
+        Some(ReceivedCommand { context: self.context.clone(), command, answered: false })
+    }
+}
+
+/// A command for the host, delivered at most once; dropped unanswered it counts as failed.
+pub struct ReceivedCommand {
+    context: Context,
+    command: HostCommand,
+    answered: bool,
+}
+
+impl ReceivedCommand {
+    pub fn id(&self) -> Uuid {
+        self.command.id
+    }
+
+    pub fn issuer(&self) -> NodeId {
+        self.command.issuer
+    }
+
+    pub fn body(&self) -> &str {
+        &self.command.text
+    }
+
+    pub fn expires_in(&self) -> Duration {
+        Duration::from_millis(u64::from(self.command.remaining_ms))
+    }
+
+    pub fn accept(self, text: impl Into<String>) {
+        self.answer(Verdict::Accepted, text.into());
+    }
+
+    pub fn refuse(self, text: impl Into<String>) {
+        self.answer(Verdict::Refused, text.into());
+    }
+
+    pub fn fail(self, text: impl Into<String>) {
+        self.answer(Verdict::Failed, text.into());
+    }
+
+    fn answer(mut self, verdict: Verdict, text: String) {
+        self.answered = true;
+        self.send(verdict, text);
+    }
+
+    fn send(&self, verdict: Verdict, text: String) {
+        let command = self.command.id;
+        self.context.give(Input::Router(router::Input::Answered { command, verdict, text }));
+    }
+}
+
+impl Drop for ReceivedCommand {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.send(Verdict::Failed, "the host dropped the command".into());
+        }
+    }
+}
+
+/// A stream of events.
+pub struct EventStream(broadcast::Receiver<EventRecord>);
+
+impl EventStream {
+    /// The next event; `None` when the node has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<EventRecord> {
+        match self.0.recv().await {
+            Ok(record) => Some(record),
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                Some(EventRecord { seq: 0, at: jiff::Timestamp::now(), event: Event::Lagged { missed } })
+            }
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// The beacon subsystem, for host code.
+pub struct BeaconHandle<'n>(&'n Context);
+
+impl BeaconHandle<'_> {
+    /// Changes what the node says of itself.
+    pub async fn describe(&self, patch: SelfPatch) -> Result<(), AskError> {
+        let input = BeaconMessage::Input(beacon::Input::Describe(patch));
+        self.0.addresses.beacon.tell_data(input).await.map_err(|_| AskError::Restarting)
+    }
+
+    /// The neighbours heard, with their age on this node's clock.
+    pub async fn neighbours(&self) -> Result<Neighbours, AskError> {
+        self.0.addresses.beacon.ask(BeaconMessage::Neighbours).await
+    }
+
+    /// This node's clock, by which ages are judged.
+    pub fn now(&self) -> crate::time::Time {
+        self.0.now()
+    }
+}
+
+/// The topology subsystem, for host code.
+pub struct TopologyHandle<'n>(&'n Context);
+
+impl TopologyHandle<'_> {
+    /// Has the parent chosen anew, now.
+    pub async fn reevaluate(&self) -> Result<(), AskError> {
+        let input = TopologyMessage::Input(topology::Input::Reevaluate);
+        self.0.addresses.topology.tell_data(input).await.map_err(|_| AskError::Restarting)
+    }
+
+    /// Why this parent.
+    pub async fn why(&self) -> Result<Why, AskError> {
+        self.0.addresses.topology.ask(TopologyMessage::Why).await
+    }
+}
+
+/// The router subsystem, for host code.
+pub struct RouterHandle<'n>(&'n Context);
+
+impl RouterHandle<'_> {
+    /// What became of samples and commands here.
+    pub async fn report(&self) -> Result<RouterReport, AskError> {
+        self.0.addresses.router.ask(RouterMessage::Report).await
+    }
+}
+
+/// The transport subsystem, for host code.
+pub struct TransportHandle<'n>(&'n Context);
+
+impl TransportHandle<'_> {
+    /// Wants a link to a peer, and redials it while it is down. Idempotent.
+    pub fn connect(&self, peer: NodeId) {
+        self.0.give(Input::Links(link::Input::Connect(peer)));
+    }
+
+    /// Closes the link to a peer in order.
+    pub fn disconnect(&self, peer: NodeId) {
+        self.0.give(Input::Links(link::Input::Disconnect(peer)));
+    }
+
+    /// Says where a peer can be dialled.
+    pub fn locate(&self, peer: NodeId, addresses: Vec<SocketAddr>) {
+        self.0.give(Input::Links(link::Input::Known { peer, addresses, introduce: false }));
+    }
+
+    /// The links that are up.
+    pub async fn links(&self) -> Result<Links, AskError> {
+        self.0.addresses.transport.ask(TransportMessage::Links).await
+    }
+
+    pub async fn is_connected(&self, peer: &NodeId) -> Result<bool, AskError> {
+        Ok(self.links().await?.up.contains_key(peer))
+    }
+
+    /// Silently drops everything from and to these peers, while connections stay open; an empty set opens the gate.
+    pub fn shut_out(&self, peers: BTreeSet<NodeId>) {
+        self.0.transport.gate().shut_out(peers);
+    }
+}
+
+/// The janitor, for host code.
+pub struct JanitorHandle<'n>(&'n Context);
+
+impl JanitorHandle<'_> {
+    /// Has every owner expire its state now.
+    pub fn sweep(&self) -> Result<(), AskError> {
+        self.0.addresses.janitor.tell(JanitorMessage::Sweep).map_err(|_| AskError::Restarting)
+    }
+}
+
+/// The key in a data directory, made if there is none.
+pub fn data_dir_identity(directory: &Path) -> Result<NodeId, StorageError> {
+    Ok(identity(directory)?.id())
+}

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod actors;
+#[cfg(feature = "cli")]
+pub mod admin;
 pub mod codec;
 pub mod config;
 pub mod id;

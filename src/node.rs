@@ -17,7 +17,7 @@ use crate::actors::{
     ActorReport, AskError, Context, HostActor, HostCommand, NodeExit, NodeSupervisor, SupervisorMessage,
 };
 use crate::config::{Config, Identity, Problem, Problems, StaticPeer};
-use crate::id::{Keypair, NodeId, NodeName};
+use crate::id::{InvalidName, Keypair, NodeId, NodeName};
 use crate::level::Level;
 use crate::limits::Limits;
 use crate::messages::{
@@ -45,6 +45,8 @@ use crate::transport::{MeshTransport, TransportError};
 pub enum SpawnError {
     #[error(transparent)]
     Config(#[from] Problems),
+    #[error(transparent)]
+    Name(#[from] InvalidName),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]
@@ -75,6 +77,7 @@ pub struct NodeBuilder {
     key: Option<Keypair>,
     board: Option<BoardEntry>,
     incarnation: Option<u64>,
+    invalid_name: Option<InvalidName>,
 }
 
 #[derive(Clone)]
@@ -97,7 +100,7 @@ impl NodeBuilder {
     pub fn name(mut self, name: &str) -> Self {
         match NodeName::new(name) {
             Ok(name) => self.config.node.name = Some(name),
-            Err(_) => self.config.node.level = format!("{name} (an invalid name)"),
+            Err(invalid) => self.invalid_name = Some(invalid),
         }
         self
     }
@@ -149,7 +152,10 @@ impl NodeBuilder {
 
     /// Starts the supervisor and its actors. Dropping the future leaves nothing running.
     pub async fn spawn(self) -> Result<Node, SpawnError> {
-        let Self { config, key, board, incarnation } = self;
+        let Self { config, key, board, incarnation, invalid_name } = self;
+        if let Some(invalid) = invalid_name {
+            return Err(invalid.into());
+        }
         let problem = |(key, message, fix): (&str, String, String)| Problem {
             message,
             place: None,

@@ -54,6 +54,11 @@ pub struct Pulse {
     pub busy_since: AtomicU64,
 }
 
+/// An error that leaves a subject's state in doubt. Whatever else ends a shell with an error is a panic.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(&'static str);
+
 /// A supervised subsystem.
 pub struct Shell<S>(std::marker::PhantomData<fn() -> S>);
 
@@ -120,7 +125,7 @@ impl<S: Subject> Actor for Shell<S> {
                 state.subject.tick(now);
             }
             Letter::Fail(Failing::Panic) => panic!("asked to panic"),
-            Letter::Fail(Failing::Error) => return Err("asked to fail".into()),
+            Letter::Fail(Failing::Error) => return Err(Failed("asked to fail").into()),
             Letter::Fail(Failing::Freeze) => std::future::pending::<()>().await,
         }
         after(state, now);

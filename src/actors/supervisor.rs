@@ -18,7 +18,7 @@ use crate::actors::discovery::Discovery;
 use crate::actors::janitor::Janitor;
 use crate::actors::metrics::Metrics;
 use crate::actors::router::Routing;
-use crate::actors::shell::{Pulse, Shell, Start, Subject};
+use crate::actors::shell::{Failed, Pulse, Shell, Start, Subject};
 use crate::actors::topology::Topology;
 use crate::actors::transport::Transport;
 use crate::actors::{Address, MailboxLevel};
@@ -241,9 +241,8 @@ impl Actor for NodeSupervisor {
     ) -> Result<(), ActorProcessingErr> {
         let (cell, kind, text) = match event {
             SupervisionEvent::ActorFailed(cell, error) => {
-                let text = error.to_string();
-                let kind = if text.contains("asked to fail") { ExitKind::Error } else { exit_kind(&error) };
-                (cell, kind, text)
+                let kind = if error.is::<Failed>() { ExitKind::Error } else { ExitKind::Panic };
+                (cell, kind, error.to_string())
             }
             // A kill arrives as a termination whose reason is "killed".
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
@@ -258,15 +257,6 @@ impl Actor for NodeSupervisor {
             ended(&me, state, child, kind, text).await;
         }
         Ok(())
-    }
-}
-
-/// ractor turns a panic into an error whose text is the panic's.
-fn exit_kind(error: &ActorProcessingErr) -> ExitKind {
-    match error.downcast_ref::<ractor::errors::ActorErr>() {
-        Some(_) => ExitKind::Panic,
-        None if error.to_string().contains("panic") => ExitKind::Panic,
-        None => ExitKind::Error,
     }
 }
 

@@ -1,0 +1,143 @@
+//! The server's side of the control socket.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::admin::{Answer, Refused, Request, shapes};
+use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::messages::{Failing, Subsystem};
+use crate::node::Node;
+
+/// Serves a node's control socket until the handle is aborted. The socket of a killed process is replaced.
+pub fn serve(node: Node, socket: &Path) -> std::io::Result<JoinHandle<()>> {
+    if socket.exists() {
+        match std::os::unix::net::UnixStream::connect(socket) {
+            Ok(_) => return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another node answers there")),
+            Err(_) => std::fs::remove_file(socket)?,
+        }
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    let (clients, path) = (Arc::new(Semaphore::new(Limits::CLIENTS)), socket.to_owned());
+    Ok(tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            // More clients than that are turned away: the node has other work.
+            let Ok(place) = clients.clone().try_acquire_owned() else { continue };
+            let (node, path) = (node.clone(), path.clone());
+            tokio::spawn(async move {
+                // A client that goes away in the middle has no answer to miss.
+                let _ = converse(&node, &path, stream).await;
+                drop(place);
+            });
+        }
+    }))
+}
+
+async fn converse(node: &Node, socket: &PathBuf, stream: UnixStream) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    loop {
+        let mut line = Vec::new();
+        let read = (&mut reader).take(Limits::REQUEST_BYTES as u64).read_until(b'\n', &mut line).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        let answer = match serde_json::from_slice::<Request>(&line) {
+            Ok(Request::Events { follow }) => return events(node, follow, &mut writer).await,
+            Ok(request) => match answer(node, socket, request).await {
+                Ok(data) => Answer::Data(data),
+                Err(refused) => Answer::Error(refused),
+            },
+            Err(error) => {
+                let fix = "use a client of the node's own version";
+                Answer::Error(Refused::new(2, "bad_request", error.to_string(), fix))
+            }
+        };
+        writer.write_all(format!("{}\n", serde_json::to_string(&answer)?).as_bytes()).await?;
+    }
+}
+
+async fn answer(node: &Node, socket: &Path, request: Request) -> Result<Value, Refused> {
+    match request {
+        Request::Status => shapes::status(node, socket).await,
+        Request::Why => shapes::why(node).await,
+        Request::Members => shapes::members(node).await,
+        Request::Topology => shapes::topology(node).await,
+        Request::Actors => shapes::actors(node).await,
+        Request::Restart { actor, panic } => restart(node, &actor, panic).await,
+        Request::Publish { metrics } => shapes::publish(node, metrics).await,
+        Request::Command { target, text, deadline_s, expires_s } => {
+            let span = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(5));
+            shapes::command(node, &target, text, span(deadline_s), span(expires_s)).await
+        }
+        Request::Gate { shut_out } => {
+            let ids: Result<_, _> = shut_out.iter().map(|id| id.parse::<NodeId>()).collect();
+            let ids = ids.map_err(|e| Refused::new(2, "bad_id", e.to_string(), "give 64 hex digits"))?;
+            node.transport().shut_out(ids);
+            Ok(Value::Null)
+        }
+        Request::Events { .. } => Ok(Value::Null),
+    }
+}
+
+async fn restart(node: &Node, actor: &str, panic: bool) -> Result<Value, Refused> {
+    let Some(subsystem) = Subsystem::parse(actor) else {
+        let known: Vec<_> = Subsystem::ALL.iter().map(|subsystem| subsystem.label()).collect();
+        let fix = match crate::config::nearest(actor, &known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("use one of: {}", known.join(", ")),
+        };
+        return Err(Refused::new(2, "unknown_actor", format!("there is no actor `{actor}`"), fix));
+    };
+    if !panic {
+        node.restart(subsystem).await.map_err(|error| shapes::busy(&error))?;
+        return Ok(json!({"actor": subsystem.label(), "restarted": true}));
+    }
+    let before = restarts(node, subsystem).await?;
+    node.fail(subsystem, Failing::Panic).map_err(|error| shapes::busy(&error))?;
+    for _ in 0..200 {
+        if restarts(node, subsystem).await? > before {
+            return Ok(json!({"actor": subsystem.label(), "restarted": true}));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let fix = "`tussock actors` says how it is doing";
+    Err(Refused::new(5, "not_restarted", format!("{actor} did not come back within 2 s"), fix))
+}
+
+async fn restarts(node: &Node, subsystem: Subsystem) -> Result<u64, Refused> {
+    let reports = node.actors().await.map_err(|error| shapes::busy(&error))?;
+    Ok(reports.iter().find(|report| report.actor == subsystem).map_or(0, |report| report.restarts))
+}
+
+async fn events(
+    node: &Node,
+    follow: bool,
+    writer: &mut (impl tokio::io::AsyncWrite + Unpin),
+) -> std::io::Result<()> {
+    let mut stream = node.events();
+    let history = node.history().await.unwrap_or_default();
+    let last = history.last().map_or(0, |record| record.seq);
+    let first = std::iter::once(shapes::snapshot_line(node));
+    for line in first.chain(history.iter().map(|record| shapes::event_line(node, record))) {
+        writer.write_all(format!("{line}\n").as_bytes()).await?;
+    }
+    while follow {
+        let Some(record) = stream.next().await else { break };
+        if record.seq == 0 || record.seq > last {
+            let line = shapes::event_line(node, &record);
+            writer.write_all(format!("{line}\n").as_bytes()).await?;
+        }
+    }
+    writer.shutdown().await
+}

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{ActorCell, ActorRef};
+use ractor::ActorRef;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::timeout;
 
@@ -95,11 +95,7 @@ impl<M: Send + 'static> Address<M> {
     }
 
     /// Asks and waits for as long as it takes at most.
-    pub async fn ask_within<T>(
-        &self,
-        deadline: Duration,
-        question: impl FnOnce(Reply<T>) -> M,
-    ) -> Result<T, AskError> {
+    pub async fn ask_within<T>(&self, deadline: Duration, question: impl FnOnce(Reply<T>) -> M) -> Result<T, AskError> {
         let (reply, answer) = oneshot::channel();
         let asking = async {
             self.tell_data(question(reply)).await.map_err(|_| AskError::Restarting)?;
@@ -121,10 +117,6 @@ impl<M: Send + 'static> Address<M> {
     /// The supervisor says who is reached from now on.
     pub(super) fn set(&self, actor: Option<ActorRef<Envelope<M>>>) {
         self.current.send_replace(actor);
-    }
-
-    pub(super) fn cell(&self) -> Option<ActorCell> {
-        self.current.borrow().as_ref().map(ActorRef::get_cell)
     }
 
     pub(super) fn level(&self) -> MailboxLevel {

@@ -98,19 +98,36 @@ pub type HostActor = Arc<dyn Fn(ActorCell) -> BoxFuture<'static, Result<ActorCel
 
 pub enum SupervisorMessage {
     /// Stops a subsystem and starts it again, from its snapshot.
-    Restart { subsystem: Subsystem, reply: Reply<()> },
+    Restart {
+        subsystem: Subsystem,
+        reply: Reply<()>,
+    },
     /// Ends a subsystem at its next await.
-    Kill { subsystem: Subsystem },
-    Fail { subsystem: Subsystem, failing: Failing },
+    Kill {
+        subsystem: Subsystem,
+    },
+    Fail {
+        subsystem: Subsystem,
+        failing: Failing,
+    },
     Report(Reply<Vec<ActorReport>>),
     /// Takes an actor of the host's under supervision.
-    Adopt { name: String, actor: HostActor, reply: Reply<Result<(), String>> },
+    Adopt {
+        name: String,
+        actor: HostActor,
+        reply: Reply<Result<(), String>>,
+    },
     /// Stops everything in order.
     Stop(Reply<()>),
     /// The last handle is gone.
     Drop,
     Look,
-    StartAgain { child: Child, warm: bool, crashed_at: Time, cause: String },
+    StartAgain {
+        child: Child,
+        warm: bool,
+        crashed_at: Time,
+        cause: String,
+    },
 }
 
 /// Somebody who is supervised.
@@ -429,7 +446,12 @@ fn tell_the_others(context: &Context, subsystem: Subsystem) {
     after_restart(part).into_iter().for_each(|input| context.give(input));
 }
 
-async fn restart(me: &ActorRef<SupervisorMessage>, state: &mut SupervisorState, subsystem: Subsystem, reply: Reply<()>) {
+async fn restart(
+    me: &ActorRef<SupervisorMessage>,
+    state: &mut SupervisorState,
+    subsystem: Subsystem,
+    reply: Reply<()>,
+) {
     let child = Child::Own(subsystem);
     let Some(supervised) = state.children.get_mut(&child) else { return };
     supervised.waiting = Some(reply);
@@ -494,13 +516,34 @@ macro_rules! each {
     ($context:expr, $subsystem:expr, $address:ident => $do:expr) => {{
         let addresses = &$context.addresses;
         match $subsystem {
-            Subsystem::Metrics => { let $address = &addresses.metrics; $do }
-            Subsystem::Transport => { let $address = &addresses.transport; $do }
-            Subsystem::Discovery => { let $address = &addresses.discovery; $do }
-            Subsystem::Beacon => { let $address = &addresses.beacon; $do }
-            Subsystem::Topology => { let $address = &addresses.topology; $do }
-            Subsystem::Router => { let $address = &addresses.router; $do }
-            Subsystem::Janitor => { let $address = &addresses.janitor; $do }
+            Subsystem::Metrics => {
+                let $address = &addresses.metrics;
+                $do
+            }
+            Subsystem::Transport => {
+                let $address = &addresses.transport;
+                $do
+            }
+            Subsystem::Discovery => {
+                let $address = &addresses.discovery;
+                $do
+            }
+            Subsystem::Beacon => {
+                let $address = &addresses.beacon;
+                $do
+            }
+            Subsystem::Topology => {
+                let $address = &addresses.topology;
+                $do
+            }
+            Subsystem::Router => {
+                let $address = &addresses.router;
+                $do
+            }
+            Subsystem::Janitor => {
+                let $address = &addresses.janitor;
+                $do
+            }
         }
     }};
 }

@@ -44,7 +44,8 @@ impl Client {
             self.send(request).await?;
             self.next_line().await
         };
-        let line = timeout(within, asking).await.map_err(|_| ClientError::TimedOut { socket: self.socket.clone() })??;
+        let line =
+            timeout(within, asking).await.map_err(|_| ClientError::TimedOut { socket: self.socket.clone() })??;
         let line = line.ok_or_else(|| ClientError::Answer("the connection was closed".into()))?;
         match serde_json::from_str(&line).map_err(|error| ClientError::Answer(error.to_string()))? {
             Answer::Data(data) => Ok(data),

@@ -20,12 +20,26 @@ pub enum Request {
     Members,
     Topology,
     Actors,
-    Restart { actor: String, panic: bool },
-    Publish { metrics: Vec<(String, f64)> },
-    Command { target: String, text: String, deadline_s: f64, expires_s: f64 },
-    Events { follow: bool },
+    Restart {
+        actor: String,
+        panic: bool,
+    },
+    Publish {
+        metrics: Vec<(String, f64)>,
+    },
+    Command {
+        target: String,
+        text: String,
+        deadline_s: f64,
+        expires_s: f64,
+    },
+    Events {
+        follow: bool,
+    },
     /// Silently drops everything from and to these node ids while connections stay open; none opens the gate.
-    Gate { shut_out: Vec<String> },
+    Gate {
+        shut_out: Vec<String>,
+    },
 }
 
 /// What a node answers.

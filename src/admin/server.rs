@@ -120,11 +120,7 @@ async fn restarts(node: &Node, subsystem: Subsystem) -> Result<u64, Refused> {
     Ok(reports.iter().find(|report| report.actor == subsystem).map_or(0, |report| report.restarts))
 }
 
-async fn events(
-    node: &Node,
-    follow: bool,
-    writer: &mut (impl tokio::io::AsyncWrite + Unpin),
-) -> std::io::Result<()> {
+async fn events(node: &Node, follow: bool, writer: &mut (impl tokio::io::AsyncWrite + Unpin)) -> std::io::Result<()> {
     let mut stream = node.events();
     let history = node.history().await.unwrap_or_default();
     let last = history.last().map_or(0, |record| record.seq);

@@ -38,15 +38,8 @@ pub enum Subsystem {
 
 impl Subsystem {
     /// In the order of their start; they stop in reverse.
-    pub const ALL: [Self; 7] = [
-        Self::Metrics,
-        Self::Transport,
-        Self::Discovery,
-        Self::Beacon,
-        Self::Topology,
-        Self::Router,
-        Self::Janitor,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Metrics, Self::Transport, Self::Discovery, Self::Beacon, Self::Topology, Self::Router, Self::Janitor];
 
     pub fn label(self) -> &'static str {
         match self {
@@ -81,7 +74,10 @@ pub enum Failing {
 
 pub enum TransportMessage {
     Input(link::Input),
-    Dialled { peer: NodeId, result: Result<Arc<dyn MeshConnection>, TransportError> },
+    Dialled {
+        peer: NodeId,
+        result: Result<Arc<dyn MeshConnection>, TransportError>,
+    },
     Accepted(Arc<dyn MeshConnection>),
     /// Static peers, at the start and after a restart.
     Known(Vec<(NodeId, Vec<SocketAddr>)>),

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures_util::{FutureExt, StreamExt};
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use iroh::address_lookup::memory::MemoryLookup;
-use iroh::endpoint::{Connection, ConnectionError, IdleTimeout, PortmapperConfig, QuicTransportConfig, RecvStream, presets};
+use iroh::endpoint::{
+    Connection, ConnectionError, IdleTimeout, PortmapperConfig, QuicTransportConfig, RecvStream, presets,
+};
 use iroh::protocol::{AcceptError, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey};
 use iroh_gossip::api::{Event, GossipSender};

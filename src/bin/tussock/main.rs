@@ -2,38 +2,127 @@
 
 #![forbid(unsafe_code)]
 
+mod client;
 mod output;
+mod run;
 mod simulate;
+mod telemetry;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
-use crate::output::{Failure, OutputArgs, fail};
+use crate::client::NodeArgs;
+use crate::output::{Failure, Format, OutputArgs, exit, fail};
 
 #[derive(Debug, Parser)]
 #[command(name = "tussock", version, about = "A runtime for hierarchical peer-to-peer meshes")]
 struct Cli {
     #[command(flatten)]
     output: OutputArgs,
+    /// What is logged on stderr, such as debug or tussock=trace
+    #[arg(long, global = true, value_name = "FILTER", env = "TUSSOCK_LOG")]
+    log: Option<String>,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Runs one node until it is stopped
+    Run(run::RunArgs),
+    /// Prints the node id of a data directory, making the key if there is none
+    Id(run::IdArgs),
     /// Runs a scenario in virtual time
     Sim(simulate::SimArgs),
+    /// How a node is doing
+    Status(NodeArgs),
+    /// Why a node has the parent it has
+    Why(NodeArgs),
+    /// The nodes that a node knows
+    Members(NodeArgs),
+    /// The tree as a node sees it
+    Topology(NodeArgs),
+    /// A node's subsystems
+    Actors(NodeArgs),
+    /// Restarts a subsystem
+    Restart {
+        #[command(flatten)]
+        node: NodeArgs,
+        #[command(flatten)]
+        verb: client::RestartArgs,
+    },
+    /// Sends one sample
+    Publish {
+        #[command(flatten)]
+        node: NodeArgs,
+        #[command(flatten)]
+        verb: client::PublishArgs,
+    },
+    /// Sends a command and prints each node's answer
+    Command {
+        #[command(flatten)]
+        node: NodeArgs,
+        #[command(flatten)]
+        verb: client::CommandArgs,
+    },
+    /// What happened, and with -f what happens
+    Events {
+        #[command(flatten)]
+        node: NodeArgs,
+        #[command(flatten)]
+        verb: client::EventsArgs,
+    },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.output.format();
-    let result: Result<u8, Failure> = match &cli.verb {
-        Verb::Sim(args) => simulate::run(args, format),
-    };
+    let result = init_log(&cli).and_then(|()| dispatch(&cli.verb, format));
     match result {
         Ok(code) => ExitCode::from(code),
         Err(failure) => fail(&failure, format),
     }
+}
+
+fn dispatch(verb: &Verb, format: Format) -> Result<u8, Failure> {
+    match verb {
+        Verb::Id(args) => run::id(args, format),
+        Verb::Sim(args) => simulate::run(args, format),
+        Verb::Run(args) => block_on(run::run(args, format)),
+        Verb::Status(node) => block_on(client::status(node, format)),
+        Verb::Why(node) => block_on(client::why(node, format)),
+        Verb::Members(node) => block_on(client::members(node, format)),
+        Verb::Topology(node) => block_on(client::topology(node, format)),
+        Verb::Actors(node) => block_on(client::actors(node, format)),
+        Verb::Restart { node, verb } => block_on(client::restart(node, verb, format)),
+        Verb::Publish { node, verb } => block_on(client::publish(node, verb, format)),
+        Verb::Command { node, verb } => block_on(client::command(node, verb, format)),
+        Verb::Events { node, verb } => block_on(client::events(node, verb)),
+    }
+}
+
+fn block_on(verb: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(exit::FAILED, "runtime", error.to_string(), "report this"))?;
+    let result = runtime.block_on(verb);
+    // Standard input is read by a thread that nothing ends.
+    runtime.shutdown_background();
+    result
+}
+
+fn init_log(cli: &Cli) -> Result<(), Failure> {
+    let default = match cli.verb {
+        Verb::Run(_) => "warn,tussock=info",
+        _ => "error,tussock=warn",
+    };
+    let filter = cli.log.as_deref().unwrap_or(default);
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        let message = format!("--log {filter}: {error}");
+        Failure::new(exit::USAGE, "bad_log_filter", message, "use a level or target=level, such as tussock=debug")
+    })?;
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
+    Ok(())
 }

@@ -1,0 +1,118 @@
+//! What `tussock run` publishes: lines from standard input, and the machine's own health.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use sysinfo::System;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::task::JoinHandle;
+use tussock::limits::Limits;
+use tussock::proto::beacon::{Resources, SelfPatch};
+use tussock::proto::sample::{Condition, Priority};
+use tussock::{GeoPoint, Node, Telemetry};
+
+/// How often the machine's health is published.
+const HEALTH: Duration = Duration::from_secs(10);
+
+/// A line of telemetry.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    metrics: serde_json::Map<String, serde_json::Value>,
+    position: Option<GeoPoint>,
+    battery: Option<f64>,
+    health: Option<Condition>,
+    priority: Option<Priority>,
+}
+
+/// Publishes each line; a bad one is reported with its place and skipped. The end of input does not stop the node.
+pub fn publish_stdin(node: Node) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut input = BufReader::new(tokio::io::stdin());
+        let mut number = 0u64;
+        loop {
+            let mut line = Vec::new();
+            number += 1;
+            match (&mut input).take(Limits::LINE_BYTES as u64 + 1).read_until(b'\n', &mut line).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) if read > Limits::LINE_BYTES => {
+                    eprintln!("stdin:{number}:{}: a line has at most {} bytes", read, Limits::LINE_BYTES);
+                    if !line.ends_with(b"\n") && skip_line(&mut input).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(_) if line.iter().all(u8::is_ascii_whitespace) => {}
+                Ok(_) => {
+                    if let Err((column, message)) = publish_line(&node, &line).await {
+                        eprintln!("stdin:{number}:{column}: {message}");
+                    }
+                }
+            }
+        }
+    })
+}
+
+async fn skip_line(input: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> std::io::Result<()> {
+    loop {
+        let (used, done) = match input.fill_buf().await? {
+            [] => return Ok(()),
+            bytes => match bytes.iter().position(|byte| *byte == b'\n') {
+                Some(end) => (end + 1, true),
+                None => (bytes.len(), false),
+            },
+        };
+        input.consume(used);
+        if done {
+            return Ok(());
+        }
+    }
+}
+
+async fn publish_line(node: &Node, line: &[u8]) -> Result<(), (usize, String)> {
+    let line: Line = serde_json::from_slice(line).map_err(|error| {
+        let text = error.to_string();
+        let message = text.split(" at line ").next().unwrap_or(&text).to_owned();
+        (error.column(), message)
+    })?;
+    let mut telemetry = Telemetry::new();
+    for (name, value) in &line.metrics {
+        let number = value.as_f64().ok_or_else(|| (1, format!("the metric `{name}` is not a number: {value}")))?;
+        telemetry = telemetry.metric(name, number);
+    }
+    if let Some(position) = line.position {
+        telemetry = telemetry.position(position);
+        let _ = node.beacons().describe(SelfPatch::Position(Some(position))).await;
+    }
+    if let Some(charge) = line.battery {
+        telemetry = telemetry.battery(charge);
+    }
+    if let Some(condition) = line.health {
+        telemetry = telemetry.condition(condition);
+        let _ = node.beacons().describe(SelfPatch::Operational(condition != Condition::Failed)).await;
+    }
+    if let Some(priority) = line.priority {
+        telemetry = telemetry.priority(priority);
+    }
+    node.publish(telemetry).await.map(drop).map_err(|error| (1, error.to_string()))
+}
+
+/// Publishes how the machine is doing, and says in the beacon what it has to spare.
+pub fn publish_health(node: Node) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut system = System::new();
+        loop {
+            system.refresh_cpu_usage();
+            system.refresh_memory();
+            let cpu = f64::from(system.global_cpu_usage());
+            let memory = system.used_memory() as f64 / system.total_memory().max(1) as f64 * 100.0;
+            let free = (100.0 - cpu + 100.0 - memory) / 2.0;
+            let resources = Resources { free_percent: Some(free.clamp(0.0, 100.0) as u8), battery_percent: None };
+            let _ = node.beacons().describe(SelfPatch::Resources(resources)).await;
+            let sample = Telemetry::new().metric("cpu_percent", cpu).metric("memory_percent", memory);
+            if let Err(error) = node.publish(sample).await {
+                tracing::debug!(%error, "the machine's health was not published");
+            }
+            tokio::time::sleep(HEALTH).await;
+        }
+    })
+}

@@ -1,6 +1,6 @@
 //! A node: all that a host sees.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -270,6 +270,11 @@ impl Node {
         self.inner.context.view.subscribe()
     }
 
+    /// The names of nodes that this node has met on links.
+    pub fn names(&self) -> Arc<BTreeMap<NodeId, NodeName>> {
+        self.inner.context.names()
+    }
+
     /// How long the node has been running, on its own clock.
     pub fn uptime(&self) -> Duration {
         self.inner.context.now().since(crate::time::Time::ZERO)
@@ -281,7 +286,7 @@ impl Node {
     }
 
     /// What was dropped, by why.
-    pub fn dropped(&self) -> std::collections::BTreeMap<&'static str, u64> {
+    pub fn dropped(&self) -> BTreeMap<&'static str, u64> {
         self.inner.context.counters.dropped()
     }
 

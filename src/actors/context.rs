@@ -1,5 +1,6 @@
 //! What every actor of a node is handed: addresses of the others, the transport, counters, events.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use crate::actors::address::{Address, Undelivered};
 use crate::actors::counters::Counters;
 use crate::config::Config;
-use crate::id::Keypair;
+use crate::id::{Keypair, NodeId, NodeName};
 use crate::limits::Limits;
 use crate::messages::wire::encode_frame;
 use crate::messages::{
@@ -56,6 +57,8 @@ pub struct Context {
     pub events: broadcast::Sender<EventRecord>,
     /// Where the host takes its commands, once it has asked for them.
     pub host: watch::Sender<Option<mpsc::Sender<HostCommand>>>,
+    /// The names of nodes met on links, for people.
+    names: watch::Sender<Arc<BTreeMap<NodeId, NodeName>>>,
     snapshots: Arc<Snapshots>,
     event_seq: Arc<AtomicU64>,
     started: Instant,
@@ -90,10 +93,26 @@ impl Context {
             journal,
             events: broadcast::Sender::new(Limits::EVENTS),
             host: watch::Sender::new(None),
+            names: watch::Sender::new(Arc::default()),
             snapshots: Arc::default(),
             event_seq: Arc::default(),
             started: Instant::now(),
         }
+    }
+
+    /// Remembers a name for as long as there is room.
+    pub fn met(&self, peer: NodeId, name: NodeName) {
+        self.names.send_if_modified(|names| {
+            let news = names.get(&peer) != Some(&name) && names.len() < Limits::KNOWN_PEERS;
+            if news {
+                Arc::make_mut(names).insert(peer, name);
+            }
+            news
+        });
+    }
+
+    pub fn names(&self) -> Arc<BTreeMap<NodeId, NodeName>> {
+        self.names.borrow().clone()
     }
 
     pub fn snapshots(&self) -> &Snapshots {
@@ -170,7 +189,7 @@ impl Context {
         None
     }
 
-    fn send_to(&self, peer: crate::id::NodeId, frame: &Frame) {
+    fn send_to(&self, peer: NodeId, frame: &Frame) {
         let Some(bytes) = self.encode(frame) else { return };
         match self.links.send(&peer, bytes) {
             Ok(()) => {}

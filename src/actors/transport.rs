@@ -202,8 +202,9 @@ fn carry_out(
                 connection.close(reason);
             }
         }
-        Output::LinkUp { peer, conn } => {
+        Output::LinkUp { peer, conn, name } => {
             *decided = true;
+            context.met(peer, name);
             if let Some(connection) = connections.get(&conn) {
                 context.links.insert(connection.clone());
                 context.transport.join(peer);

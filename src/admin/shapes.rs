@@ -23,18 +23,11 @@ pub struct Names(BTreeMap<NodeId, String>);
 impl Names {
     pub fn of(node: &Node) -> Self {
         let view = node.view();
-        let mut names = BTreeMap::from([(view.me, view.name.to_string())]);
+        let mut names: BTreeMap<_, _> = node.names().iter().map(|(&id, name)| (id, name.to_string())).collect();
+        names.insert(view.me, view.name.to_string());
         names.extend(view.path.waypoints.iter().map(|w| (w.id, w.name.to_string())));
         names.extend(view.descendants.values().map(|(_, d)| (d.id, d.name.to_string())));
         Self(names)
-    }
-
-    async fn with_links(node: &Node) -> Self {
-        let mut names = Self::of(node);
-        if let Ok(links) = node.transport().links().await {
-            names.0.extend(links.up.into_iter().map(|(id, name)| (id, name.to_string())));
-        }
-        names
     }
 
     pub fn node(&self, id: NodeId) -> Value {
@@ -63,7 +56,7 @@ fn state(view: &View) -> &'static str {
 
 pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
     let view = node.view();
-    let names = Names::with_links(node).await;
+    let names = Names::of(node);
     let report = node.router().report().await.unwrap_or_default();
     let neighbours = node.beacons().neighbours().await.map(|table| table.len()).unwrap_or(0);
     let degraded: Vec<_> = node.degraded().iter().map(|subsystem| subsystem.label()).collect();
@@ -121,7 +114,7 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
 }
 
 pub async fn why(node: &Node) -> Result<Value, Refused> {
-    let names = Names::with_links(node).await;
+    let names = Names::of(node);
     let why = node.topology().why().await.map_err(|error| busy(&error.into()))?;
     let candidates: Vec<_> = why
         .candidates
@@ -156,7 +149,7 @@ pub async fn why(node: &Node) -> Result<Value, Refused> {
 }
 
 pub async fn members(node: &Node) -> Result<Value, Refused> {
-    let names = Names::with_links(node).await;
+    let names = Names::of(node);
     let view = node.view();
     let levels = &node.config().topology.levels;
     let table = node.beacons().neighbours().await.map_err(|error| busy(&error.into()))?;
@@ -225,7 +218,7 @@ pub async fn members(node: &Node) -> Result<Value, Refused> {
 }
 
 pub async fn topology(node: &Node) -> Result<Value, Refused> {
-    let names = Names::with_links(node).await;
+    let names = Names::of(node);
     let view = node.view();
     let levels = &node.config().topology.levels;
     let table = node.beacons().neighbours().await.ok();
@@ -332,7 +325,7 @@ pub async fn target(node: &Node, text: &str) -> Result<Target, Refused> {
         let message = format!("commands to a {kind} are not available yet");
         return Err(Refused::new(2, "not_available", message, "use everyone, children, or a node"));
     }
-    let names = Names::with_links(node).await;
+    let names = Names::of(node);
     let by_name: Vec<_> = names.0.iter().filter(|(_, name)| *name == text).map(|(&id, _)| id).collect();
     let prefix = text.to_ascii_lowercase();
     let is_prefix = prefix.len() >= 4 && prefix.chars().all(|c| c.is_ascii_hexdigit());
@@ -364,7 +357,7 @@ pub async fn command(
 ) -> Result<Value, Refused> {
     let target = target(node, target_text).await?;
     let outcome = node.command(target, text).deadline(deadline).expires(expires).await.map_err(|e| busy(&e))?;
-    Ok(outcome_shape(&Names::with_links(node).await, &outcome))
+    Ok(outcome_shape(&Names::of(node), &outcome))
 }
 
 fn outcome_shape(names: &Names, outcome: &Outcome) -> Value {

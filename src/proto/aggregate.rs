@@ -185,6 +185,8 @@ pub struct WireUnit {
     pub account: AccountId,
     /// Which dictionary of the sender's the slots belong to.
     pub dictionary: u32,
+    /// The first of the slots that are new with this unit: how many were named before.
+    pub first_fresh: u32,
     /// Slots that are new with this unit, numbered on from those before.
     pub fresh: Vec<Source>,
     pub entries: Vec<WireSpans>,
@@ -210,13 +212,18 @@ impl WireUnit {
 }
 
 /// The sender's half of a link's dictionary.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Encoder {
     dictionary: u32,
     slots: BTreeMap<Source, (u32, u64)>,
 }
 
 impl Encoder {
+    /// `dictionary` tells it from the encoder that a crash took the place of.
+    pub fn new(dictionary: u32) -> Self {
+        Self { dictionary, slots: BTreeMap::new() }
+    }
+
     /// Begins anew: a new attachment, or the far side has lost its half.
     pub fn reset(&mut self) {
         self.dictionary = self.dictionary.wrapping_add(1);
@@ -227,6 +234,7 @@ impl Encoder {
         if self.slots.len() + unit.provenance.0.len() > Limits::ORIGINS {
             self.reset();
         }
+        let first_fresh = self.slots.len() as u32;
         let mut fresh = Vec::new();
         let mut entries = Vec::with_capacity(unit.provenance.0.len());
         for (source, spans) in &unit.provenance.0 {
@@ -240,7 +248,7 @@ impl Encoder {
             entries.push(WireSpans { slot: *slot, counted, void });
         }
         let totals = unit.totals.clone();
-        WireUnit { number, account: unit.account, dictionary: self.dictionary, fresh, entries, totals }
+        WireUnit { number, account: unit.account, dictionary: self.dictionary, first_fresh, fresh, entries, totals }
     }
 }
 
@@ -262,13 +270,13 @@ pub enum Unreadable {
 
 impl Decoder {
     pub fn decode(&mut self, wire: WireUnit) -> Result<Unit, Unreadable> {
-        if self.dictionary != Some(wire.dictionary) {
-            // A dictionary is begun by a unit that brings all its sources along.
-            if wire.entries.len() != wire.fresh.len() {
-                return Err(Unreadable::Dictionary);
-            }
+        if self.dictionary != Some(wire.dictionary) && wire.first_fresh == 0 {
             self.dictionary = Some(wire.dictionary);
             self.slots.clear();
+        }
+        // Slots must go on exactly where those before ended: else one side has begun anew and the other has not.
+        if self.dictionary != Some(wire.dictionary) || wire.first_fresh as usize != self.slots.len() {
+            return Err(Unreadable::Dictionary);
         }
         if self.slots.len() + wire.fresh.len() > Limits::ORIGINS {
             return Err(Unreadable::Impossible);
@@ -339,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_dictionary_names_each_source_once() {
-        let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
+        let (mut encoder, mut decoder) = (Encoder::new(7), Decoder::default());
         for round in 0..5 {
             let unit = unit(&[(1, round + 1), (2, 10 + round), (3, 1000 * (round + 1))]);
             let wire = encoder.encode(round, &unit);
@@ -350,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_lost_dictionary_is_noticed_and_begun_anew() {
-        let mut encoder = Encoder::default();
+        let mut encoder = Encoder::new(7);
         encoder.encode(0, &unit(&[(1, 1)]));
         let mut decoder = Decoder::default();
         let later = unit(&[(1, 2)]);
@@ -360,8 +368,19 @@ mod tests {
     }
 
     #[test]
+    fn an_encoder_that_lost_its_memory_is_not_misread() {
+        let mut decoder = Decoder::default();
+        let mut before = Encoder::new(7);
+        decoder.decode(before.encode(0, &unit(&[(1, 1), (2, 1)]))).unwrap();
+        let news = unit(&[(3, 1)]);
+        // The same number by chance: its slots do not go on where those before ended.
+        assert_eq!(decoder.decode(Encoder::new(7).encode(0, &news)), Err(Unreadable::Dictionary));
+        assert_eq!(decoder.decode(Encoder::new(8).encode(0, &news)), Ok(news));
+    }
+
+    #[test]
     fn a_summary_of_a_hundred_members_is_small() {
-        let (mut encoder, mut size) = (Encoder::default(), 0);
+        let (mut encoder, mut size) = (Encoder::new(7), 0);
         for round in 0..2u64 {
             let mut unit = Unit::empty(AccountId([1; 16]));
             for n in 0..100 {
@@ -378,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_unit_that_claims_more_than_it_names_is_refused() {
-        let mut encoder = Encoder::default();
+        let mut encoder = Encoder::new(7);
         let mut wire = encoder.encode(0, &unit(&[(1, 1)]));
         wire.totals.samples = 2;
         assert_eq!(Decoder::default().decode(wire), Err(Unreadable::Impossible));

@@ -62,6 +62,7 @@ pub enum Output {
     LinkUp {
         peer: NodeId,
         conn: ConnId,
+        name: NodeName,
     },
     LinkDown {
         peer: NodeId,
@@ -116,7 +117,7 @@ pub fn after_links(effect: link::Effect, then: &mut impl FnMut(Step)) {
         SendBeat { conn, beat } => then(Step::Out(Output::SendBeat { conn, beat })),
         Close { conn, reason } => then(Step::Out(Output::Close { conn, reason })),
         Up { peer, conn, hello } => {
-            then(Step::Out(Output::LinkUp { peer, conn }));
+            then(Step::Out(Output::LinkUp { peer, conn, name: hello.name.clone() }));
             then(to_topology(topology::Input::LinkUp(peer, hello.name)));
             then(Step::To(Input::Beacon(beacon::Input::LinkUp(peer))));
         }

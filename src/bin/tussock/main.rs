@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod demo;
 mod output;
 mod run;
 mod simulate;
@@ -30,6 +31,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Shows a mesh of real nodes form, report, obey, lose its leader, crash, split and heal
+    Demo(demo::DemoArgs),
     /// Runs one node until it is stopped
     Run(run::RunArgs),
     /// Prints the node id of a data directory, making the key if there is none
@@ -79,6 +82,10 @@ enum Verb {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.output.format();
+    // A crash of a subsystem is its supervisor's business: one line, no stack trace.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("panic at {}: {}", panic.location().map_or("?".into(), ToString::to_string), panic_text(panic));
+    }));
     let result = init_log(&cli).and_then(|()| dispatch(&cli.verb, format));
     match result {
         Ok(code) => ExitCode::from(code),
@@ -86,11 +93,16 @@ fn main() -> ExitCode {
     }
 }
 
+fn panic_text<'p>(panic: &'p std::panic::PanicHookInfo<'_>) -> &'p str {
+    panic.payload_as_str().unwrap_or("no message")
+}
+
 fn dispatch(verb: &Verb, format: Format) -> Result<u8, Failure> {
     match verb {
         Verb::Id(args) => run::id(args, format),
         Verb::Sim(args) => simulate::run(args, format),
         Verb::Run(args) => block_on(run::run(args, format)),
+        Verb::Demo(args) => block_on(demo::run(args, format)),
         Verb::Status(node) => block_on(client::status(node, format)),
         Verb::Why(node) => block_on(client::why(node, format)),
         Verb::Members(node) => block_on(client::members(node, format)),

@@ -103,7 +103,7 @@ impl Telemetrist {
             attachment: None,
             number: 0,
             receipted: 0,
-            encoder: Encoder::default(),
+            encoder: Encoder::new(now.as_micros() as u32),
             decoders: BTreeMap::new(),
             receipts: BTreeMap::new(),
             receipts_at: None,

@@ -88,7 +88,8 @@ impl Subject for Transport {
             TransportMessage::Links(reply) => {
                 let known = self.machine.known().map(|(&id, _)| id).collect();
                 let connections = self.connections.len();
-                let _ = reply.send(Links { up: self.machine.up(), known, connections });
+                let dialling = self.machine.dialling();
+                let _ = reply.send(Links { up: self.machine.up(), known, connections, dialling });
             }
         }
     }

@@ -90,6 +90,8 @@ pub struct Links {
     pub up: BTreeMap<NodeId, NodeName>,
     pub known: Vec<NodeId>,
     pub connections: usize,
+    /// Dials under way.
+    pub dialling: usize,
 }
 
 pub enum BeaconMessage {

@@ -218,6 +218,11 @@ impl Machine {
         self.links.get(peer).map(|link| link.conn)
     }
 
+    /// Dials under way.
+    pub fn dialling(&self) -> usize {
+        self.dialling.len()
+    }
+
     pub fn connections(&self) -> usize {
         self.conns.len()
     }
@@ -228,6 +233,7 @@ impl Machine {
             Input::Placed(view) => self.placed(now, view, effects),
             Input::Connect(peer) => {
                 self.requested.insert(peer);
+                self.refresh_need(now, peer);
                 self.dial(peer, effects);
             }
             Input::Disconnect(peer) => {
@@ -314,8 +320,13 @@ impl Machine {
         self.view.wanted.contains(peer) || self.tree.contains(peer) || self.requested.contains(peer)
     }
 
+    /// Links that the tree or the host leans on are watched by heartbeats; of others QUIC tells soon enough.
+    fn is_watched(&self, peer: &NodeId) -> bool {
+        self.tree.contains(peer) || self.requested.contains(peer)
+    }
+
     fn refresh_need(&mut self, now: Time, peer: NodeId) {
-        let (needed, watched) = (self.needs(&peer), self.tree.contains(&peer));
+        let (needed, watched) = (self.needs(&peer), self.is_watched(&peer));
         let heartbeat = self.settings.heartbeat;
         let Some(link) = self.links.get_mut(&peer) else { return };
         link.idle_since = if needed { None } else { link.idle_since.or(Some(now)) };

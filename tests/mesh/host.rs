@@ -1,0 +1,124 @@
+//! What a host can do: answer commands, supervise its own actors, stop in order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tussock::actors::{HostActor, NodeExit};
+use tussock::proto::packet::Verdict;
+use tussock::{Target, Telemetry};
+
+use crate::support::{SmallMesh, eventually};
+
+#[tokio::test(start_paused = true)]
+async fn a_host_answers_commands_and_one_that_did_not_ask_refuses() {
+    let mesh = SmallMesh::formed(11).await;
+    let mut commands = mesh.leaf.commands();
+    let host = tokio::spawn(async move {
+        let command = commands.next().await.unwrap();
+        assert_eq!(command.body(), "hold");
+        command.refuse("low battery");
+        commands
+    });
+    let outcome = mesh.root.command(Target::Everyone, "hold").await.unwrap();
+    assert_eq!(outcome.expected.len(), 4);
+    assert_eq!(outcome.missing().count(), 0);
+    let leaf = &outcome.replies[&mesh.leaf.id()];
+    assert_eq!((leaf.verdict, leaf.text.as_str()), (Verdict::Refused, "low battery"));
+    let squad = &outcome.replies[&mesh.squads[0].id()];
+    assert_eq!((squad.verdict, squad.text.as_str()), (Verdict::Refused, "no handler"));
+
+    // A command that the host drops counts as failed.
+    let mut commands = host.await.unwrap();
+    let asked = mesh.root.command(Target::Node(mesh.leaf.id()), "go");
+    let (outcome, ()) = tokio::join!(asked, async { drop(commands.next().await) });
+    assert_eq!(outcome.unwrap().replies[&mesh.leaf.id()].verdict, Verdict::Failed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaf_can_command_everyone_and_children_are_the_issuers_own() {
+    let mesh = SmallMesh::formed(12).await;
+    let outcome = mesh.leaf.command(Target::Everyone, "report").await.unwrap();
+    assert_eq!((outcome.expected.len(), outcome.replies.len()), (4, 4));
+    let outcome = mesh.root.command(Target::Children, "report").await.unwrap();
+    let children: Vec<_> = outcome.expected.iter().copied().collect();
+    assert_eq!(children, mesh.root.view().children.keys().copied().collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_answer_is_missing_at_the_deadline() {
+    let mesh = SmallMesh::formed(13).await;
+    let silent = mesh.leaf.commands();
+    let deadline = Duration::from_secs(2);
+    let outcome = mesh.root.command(Target::Everyone, "report").deadline(deadline).await.unwrap();
+    assert_eq!(outcome.missing().copied().collect::<Vec<_>>(), [mesh.leaf.id()]);
+    drop(silent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nonsense_is_refused_with_its_reason() {
+    let mesh = SmallMesh::formed(14).await;
+    let refused = mesh.leaf.publish(Telemetry::new().metric("t", f64::NAN)).await.unwrap_err();
+    assert!(refused.to_string().contains("no finite number"), "{refused}");
+    assert!(mesh.leaf.publish(Telemetry::new()).await.is_err());
+    let too_long = mesh.root.command(Target::Everyone, "x".repeat(20_000)).await.unwrap_err();
+    assert!(too_long.to_string().contains("20000"), "{too_long}");
+}
+
+struct Host(Arc<AtomicU32>);
+
+impl Actor for Host {
+    type Msg = ();
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn handle(&self, _: ActorRef<()>, (): (), _: &mut ()) -> Result<(), ActorProcessingErr> {
+        panic!("the host's own actor fails")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_of_the_hosts_restarts_as_the_subsystems_do() {
+    let mesh = SmallMesh::formed(15).await;
+    let starts = Arc::new(AtomicU32::new(0));
+    let (current, mut currents) = tokio::sync::watch::channel(None);
+    let counted = starts.clone();
+    let actor: HostActor = Arc::new(move |supervisor| {
+        let (starts, current) = (counted.clone(), current.clone());
+        async move {
+            let (actor, _) = Actor::spawn_linked(None, Host(starts), (), supervisor).await?;
+            current.send_replace(Some(actor.clone()));
+            Ok(actor.get_cell())
+        }
+        .boxed()
+    });
+    mesh.leaf.adopt("camera", actor.clone()).await.unwrap();
+    assert!(mesh.leaf.adopt("camera", actor).await.is_err());
+    for n in 1..=3 {
+        let camera = currents.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert_eq!(starts.load(Ordering::SeqCst), n);
+        currents.mark_unchanged();
+        camera.cast(()).unwrap();
+        eventually("the host's actor restarts", async || starts.load(Ordering::SeqCst) > n).await;
+    }
+    assert_eq!(mesh.leaf.degraded(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_says_goodbye_and_a_dropped_node_does_not() {
+    let mesh = SmallMesh::formed(16).await;
+    let parent = mesh.parent().clone();
+    let other = mesh.squads.iter().find(|squad| squad.id() != parent.id()).unwrap();
+    let asked = tokio::time::Instant::now();
+    parent.shutdown().await.unwrap();
+    assert_eq!(parent.wait().await, NodeExit::Stopped);
+    eventually("the leaf moves", async || mesh.leaf.view().parent_id() == Some(other.id())).await;
+    assert!(asked.elapsed() < Duration::from_secs(1), "a goodbye needs no detector: {:?}", asked.elapsed());
+}

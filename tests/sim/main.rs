@@ -1,0 +1,5 @@
+//! The simulator as proof: what forms, what survives, and that its invariants would notice.
+
+mod doctored;
+mod scenarios;
+mod support;

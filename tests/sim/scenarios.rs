@@ -1,0 +1,96 @@
+//! Scenarios under `scenarios/`, and what a scenario file may not say.
+
+use std::collections::BTreeMap;
+
+use crate::support::{from_text, held};
+
+#[test]
+fn a_hundred_nodes_form_the_tree_they_should() {
+    for seed in [42, 1, 2, 3] {
+        let report = held("formation.toml", seed);
+        let mut children: BTreeMap<_, usize> = BTreeMap::new();
+        for node in &report.topology {
+            if let Some(parent) = &node.parent {
+                *children.entry(parent.as_str().to_owned()).or_default() += 1;
+            }
+        }
+        assert_eq!(children["company-0"], 2, "seed {seed}");
+        assert_eq!([children["platoon-0"], children["platoon-1"]], [4, 4], "seed {seed}");
+        for squad in 0..8 {
+            let count = children[&format!("squad-{squad}")];
+            assert!((10..=12).contains(&count), "seed {seed}: squad-{squad} has {count}");
+        }
+        assert!(report.formation.converged_s.unwrap() <= 2.0, "seed {seed}: {:?}", report.formation);
+        let telemetry = &report.telemetry;
+        assert_eq!(telemetry.raw_bytes_at_root, 0);
+        assert_eq!(telemetry.counted_at_root, telemetry.acknowledged);
+        assert!(telemetry.acknowledged > 5_000);
+        // A broadcast takes one transmission per edge of the tree.
+        let command = &report.commands[0];
+        assert_eq!((command.transmissions, command.retransmissions, command.acknowledged), (99, 0, 100));
+    }
+}
+
+#[test]
+fn parents_die_and_nothing_acknowledged_is_lost() {
+    for seed in 1..=8 {
+        let report = held("failover.toml", seed);
+        assert!(report.failovers.len() >= 4, "seed {seed}: a platoon's and a squad's children lose their parents");
+        assert!(report.faults.iter().any(|fault| fault.nodes.iter().any(|name| name.as_str() == "platoon-1")));
+        assert_eq!(report.false_failovers, 0, "seed {seed}: {:?}", report.failovers);
+        assert!(report.failovers.iter().all(|f| f.attached_s.is_some()), "seed {seed}: {:?}", report.failovers);
+    }
+}
+
+#[test]
+fn crashes_of_actors_change_nothing() {
+    for seed in 1..=5 {
+        let report = held("actor-crash.toml", seed);
+        assert_eq!(report.failovers.len(), 0, "seed {seed}: {:?}", report.failovers);
+    }
+}
+
+#[test]
+fn faults_of_every_kind_are_survived() {
+    for seed in 1..=5 {
+        let report = held("faults.toml", seed);
+        assert_eq!(report.faults.len(), 8, "seed {seed}: {:?}", report.unresolved_faults);
+        assert!(!report.failovers.is_empty());
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
+    let hash = |seed| held("failover.toml", seed).trace_hash;
+    assert_eq!(hash(5), hash(5));
+    assert_ne!(hash(5), hash(6));
+}
+
+const MESH: &str = "name = \"t\"\nduration = \"10s\"\n[mesh]\ncompany = 1\nsquad = 2\nplatform = 3\n";
+
+fn refused(addition: &str) -> String {
+    from_text(&format!("{MESH}{addition}")).err().unwrap_or_else(|| panic!("accepted: {addition}"))
+}
+
+#[test]
+fn what_a_scenario_may_not_say_is_refused_with_its_place() {
+    let cases = [
+        (
+            "[[fault]]\nat = \"1s\"\nkind = \"disk_full\"\ntarget = \"everyone\"\n",
+            ":9:8: ",
+            "unknown variant `disk_full`",
+        ),
+        ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\ntarget = \"squad:7\"\n", ":10:10: ", "there is no node `squad-7`"),
+        ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\n", ":", "needs a target"),
+        ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\ntarget = \"squad:0\"\nfro = \"2s\"\n", ":11:1: ", "did you mean"),
+        ("[links]\nloss = 1.5\n", ":", "a probability is between 0 and 1"),
+        ("[links]\nbandwidth = \"fast\"\n", ":8:13: ", "is not a bandwidth"),
+        ("[[command]]\nat = \"1s\"\nfrom = \"company:0\"\ntarget = \"nobody\"\n", ":10:10: ", "no target of a command"),
+    ];
+    for (addition, place, message) in cases {
+        let text = refused(addition);
+        assert!(text.contains(place) && text.contains(message), "{addition}\n→ {text}");
+    }
+    let text = from_text("name = \"t\"\nduration = \"10s\"\n[mesh]\nsqad = 2\n").err().unwrap();
+    assert!(text.contains(":4:8: ") && text.contains("did you mean `squad`?"), "{text}");
+}

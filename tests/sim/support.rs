@@ -1,0 +1,26 @@
+//! Building worlds from scenarios.
+
+use std::path::Path;
+
+use tussock::sim::{Report, Scenario, World};
+
+pub fn world(name: &str, seed: u64) -> World {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(name);
+    let (scenario, text) = Scenario::load(path.to_str().unwrap()).unwrap();
+    World::new(scenario, &text, None, Some(seed)).unwrap()
+}
+
+pub fn from_text(text: &str) -> Result<World, String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let (scenario, text) = Scenario::load(file.path().to_str().unwrap()).map_err(|problems| problems.to_string())?;
+    World::new(scenario, &text, None, None).map_err(|problems| problems.to_string())
+}
+
+/// Runs and expects that everything held; the seed is in the message.
+pub fn held(name: &str, seed: u64) -> Report {
+    let report = world(name, seed).run();
+    let lost = &report.telemetry;
+    assert!(report.passed(), "{name} with seed {seed}: {:?} {lost:?} settled {}", report.invariants, report.settled);
+    report
+}

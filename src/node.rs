@@ -25,7 +25,7 @@ use crate::messages::{
     TopologyMessage, TransportMessage,
 };
 use crate::proto::account::AccountId;
-use crate::proto::beacon::{Neighbours, SelfPatch};
+use crate::proto::beacon::{Description, Neighbours, SelfPatch};
 use crate::proto::durable::Durable;
 use crate::proto::event::Event;
 use crate::proto::geo::GeoPoint;
@@ -78,6 +78,7 @@ pub struct NodeBuilder {
     board: Option<BoardEntry>,
     incarnation: Option<u64>,
     invalid_name: Option<InvalidName>,
+    seed: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -150,9 +151,15 @@ impl NodeBuilder {
         self
     }
 
+    /// Draws jitter and numbers from a seed, for tests that must repeat. Without one the system's entropy is taken.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
     /// Starts the supervisor and its actors. Dropping the future leaves nothing running.
     pub async fn spawn(self) -> Result<Node, SpawnError> {
-        let Self { config, key, board, incarnation, invalid_name } = self;
+        let Self { config, key, board, incarnation, invalid_name, seed } = self;
         if let Some(invalid) = invalid_name {
             return Err(invalid.into());
         }
@@ -187,7 +194,7 @@ impl NodeBuilder {
             Some(BoardEntry(board)) => board.plug_in(key.id()),
             None => IrohTransport::start(&key, config.formation_id(), config.transport.listen).await?,
         };
-        let [account_low, account_high, journal, seed] = entropy();
+        let [account_low, account_high, journal, seed] = numbers(seed, key.id());
         let mut account = [0; 16];
         account[..8].copy_from_slice(&account_low.to_le_bytes());
         account[8..].copy_from_slice(&account_high.to_le_bytes());
@@ -204,10 +211,13 @@ impl NodeBuilder {
     }
 }
 
-/// Fresh numbers from the operating system.
-fn entropy() -> [u64; 4] {
+/// Fresh numbers: from the operating system, or from a seed and the node's id.
+fn numbers(seed: Option<u64>, me: NodeId) -> [u64; 4] {
     let mut bytes = [0; 32];
-    SysRng.try_fill_bytes(&mut bytes).expect("the operating system has entropy");
+    match seed {
+        Some(seed) => bytes = *blake3::hash(&[&seed.to_le_bytes(), me.as_bytes().as_slice()].concat()).as_bytes(),
+        None => SysRng.try_fill_bytes(&mut bytes).expect("the operating system has entropy"),
+    }
     std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|b| bytes[i * 8 + b])))
 }
 
@@ -296,6 +306,11 @@ impl Node {
     pub async fn publish(&self, telemetry: Telemetry) -> Result<Published, NodeError> {
         let router = &self.inner.context.addresses.router;
         Ok(router.ask(|reply| RouterMessage::Publish { telemetry, reply }).await??)
+    }
+
+    /// Counts telemetry that the host could not make a sample of, and tells why in an event.
+    pub fn reject(&self, reason: impl Into<String>) {
+        self.inner.context.give(Input::Router(router::Input::Rejected(reason.into())));
     }
 
     /// Issues a command; await it for the answers, after setting a deadline if five seconds do not fit.
@@ -536,6 +551,11 @@ impl BeaconHandle<'_> {
     pub async fn describe(&self, patch: SelfPatch) -> Result<(), AskError> {
         let input = BeaconMessage::Input(beacon::Input::Describe(patch));
         self.0.addresses.beacon.tell_data(input).await.map_err(|_| AskError::Restarting)
+    }
+
+    /// What the node says of itself.
+    pub async fn description(&self) -> Result<Arc<Description>, AskError> {
+        self.0.addresses.beacon.ask(BeaconMessage::Description).await
     }
 
     /// The neighbours heard, with their age on this node's clock.

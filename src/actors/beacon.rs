@@ -47,6 +47,7 @@ impl Subject for Beaconing {
                 self.machine.step(now, input, &mut effects);
                 self.follow(effects);
             }
+            BeaconMessage::Description(reply) => drop(reply.send(self.machine.description().clone())),
             BeaconMessage::Neighbours(reply) => drop(reply.send(self.machine.neighbours().clone())),
         }
     }

@@ -62,7 +62,8 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
     let degraded: Vec<_> = node.degraded().iter().map(|subsystem| subsystem.label()).collect();
     let config = node.config();
     let levels = &config.topology.levels;
-    let position = config.node.position;
+    let described = node.beacons().description().await.ok();
+    let position = described.map_or(config.node.position, |described| described.position);
     let ready = degraded.is_empty() && view.standing != Standing::Detached;
     let outbox = "memory";
     Ok(json!({

@@ -156,7 +156,8 @@ impl Layers {
             (None, Some(source)) => locate(source, path, at_key),
             _ => None,
         };
-        let message = if message.contains(&key) || key.is_empty() { message } else { format!("{key}: {message}") };
+        let named = message.contains(&key) || origin.is_some();
+        let message = if named { message } else { format!("{key}: {message}") };
         let origin = origin.or_else(|| place.is_none().then(|| key.clone()).filter(|key| !key.is_empty()));
         Problem { message, place, origin, fix }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::id::{NodeId, NodeName};
-use crate::proto::beacon::Neighbours;
+use crate::proto::beacon::{Description, Neighbours};
 use crate::proto::event::Event;
 use crate::proto::packet::Target;
 use crate::proto::router::{Counts, Outcome, PublishError, Published};
@@ -97,6 +97,7 @@ pub struct Links {
 pub enum BeaconMessage {
     Input(beacon::Input),
     Neighbours(Reply<Neighbours>),
+    Description(Reply<Arc<Description>>),
 }
 
 pub enum TopologyMessage {

@@ -33,7 +33,7 @@ impl SmallMesh {
     /// A company, two squads and a platform on one switchboard, formed.
     pub async fn formed(seed: u64) -> Self {
         let board = Switchboard::new(seed, Wires::default());
-        let spawn = async |n, name, level| builder(n, name, level).memory(&board).spawn().await.unwrap();
+        let spawn = async |n, name, level| builder(n, name, level).memory(&board).seed(seed).spawn().await.unwrap();
         let mesh = Self {
             root: spawn(1, "root", Level::COMPANY).await,
             squads: [spawn(2, "squad-a", Level::SQUAD).await, spawn(3, "squad-b", Level::SQUAD).await],

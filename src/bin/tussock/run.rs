@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tussock::admin::{runtime_dir, serve};
 use tussock::config::{Layers, StaticPeer};
@@ -84,6 +84,8 @@ pub async fn run(args: &RunArgs, format: Format) -> Result<u8, Failure> {
             return Err(failure);
         }
     };
+    // Who reads that it is ready may stop it at once.
+    let signals = Signals::listen()?;
     announce(&node, &sockets.path, format);
     let mut tasks = vec![accepting, log_events(&node)];
     if machine_health {
@@ -92,7 +94,7 @@ pub async fn run(args: &RunArgs, format: Format) -> Result<u8, Failure> {
     if args.telemetry_stdin {
         tasks.push(telemetry::publish_stdin(node.clone()));
     }
-    let code = until_stopped(&node).await;
+    let code = until_stopped(&node, signals).await;
     tasks.iter().for_each(JoinHandle::abort);
     drop(sockets);
     code
@@ -285,10 +287,29 @@ fn log_events(node: &Node) -> JoinHandle<()> {
     })
 }
 
-async fn until_stopped(node: &Node) -> Result<u8, Failure> {
-    let listen =
-        |kind| signal(kind).map_err(|error| Failure::new(exit::FAILED, "signals", error.to_string(), "report this"));
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Failure> {
+        let on = |kind| {
+            let fix = "run it where signals can be handled";
+            signal(kind).map_err(|error| Failure::new(exit::FAILED, "signals", error.to_string(), fix))
+        };
+        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+async fn until_stopped(node: &Node, mut signals: Signals) -> Result<u8, Failure> {
     let watched = watch_for_spinning(node.clone());
     tokio::select! {
         ended = node.wait() => {
@@ -296,8 +317,7 @@ async fn until_stopped(node: &Node) -> Result<u8, Failure> {
             let fix = "start it again; if it stops again, run it with --log debug";
             return Err(Failure::new(exit::FAILED, "node_ended", ended.to_string(), fix));
         }
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = signals.next() => {}
     }
     watched.abort();
     tokio::select! {
@@ -305,8 +325,7 @@ async fn until_stopped(node: &Node) -> Result<u8, Failure> {
             Ok(()) => Ok(0),
             Err(error) => Err(Failure::new(exit::FAILED, "not_stopped", error.to_string(), "none is needed")),
         },
-        _ = interrupt.recv() => std::process::exit(exit::INTERRUPTED.into()),
-        _ = terminate.recv() => std::process::exit(exit::INTERRUPTED.into()),
+        () = signals.next() => std::process::exit(exit::INTERRUPTED.into()),
     }
 }
 

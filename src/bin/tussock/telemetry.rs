@@ -36,20 +36,36 @@ pub fn publish_stdin(node: Node) -> JoinHandle<()> {
             match (&mut input).take(Limits::LINE_BYTES as u64 + 1).read_until(b'\n', &mut line).await {
                 Ok(0) | Err(_) => return,
                 Ok(read) if read > Limits::LINE_BYTES => {
-                    eprintln!("stdin:{number}:{}: a line has at most {} bytes", read, Limits::LINE_BYTES);
+                    complain(&node, number, read, &format!("a line has at most {} bytes", Limits::LINE_BYTES));
                     if !line.ends_with(b"\n") && skip_line(&mut input).await.is_err() {
                         return;
                     }
                 }
                 Ok(_) if line.iter().all(u8::is_ascii_whitespace) => {}
                 Ok(_) => {
-                    if let Err((column, message)) = publish_line(&node, &line).await {
-                        eprintln!("stdin:{number}:{column}: {message}");
+                    match publish_line(&node, &line).await {
+                        Ok(()) => {}
+                        Err(Bad::Line(column, message)) => complain(&node, number, column, &message),
+                        // The node has counted it already.
+                        Err(Bad::Sample(message)) => eprintln!("stdin:{number}:1: {message}"),
                     }
                 }
             }
         }
     })
+}
+
+/// Why a line was not published.
+enum Bad {
+    /// It is no line of telemetry: column and reason.
+    Line(usize, String),
+    /// The node refused the sample.
+    Sample(String),
+}
+
+fn complain(node: &Node, line: u64, column: usize, message: &str) {
+    eprintln!("stdin:{line}:{column}: {message}");
+    node.reject(message);
 }
 
 async fn skip_line(input: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> std::io::Result<()> {
@@ -68,15 +84,16 @@ async fn skip_line(input: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> std::i
     }
 }
 
-async fn publish_line(node: &Node, line: &[u8]) -> Result<(), (usize, String)> {
+async fn publish_line(node: &Node, line: &[u8]) -> Result<(), Bad> {
     let line: Line = serde_json::from_slice(line).map_err(|error| {
         let text = error.to_string();
         let message = text.split(" at line ").next().unwrap_or(&text).to_owned();
-        (error.column(), message)
+        Bad::Line(error.column(), message)
     })?;
     let mut telemetry = Telemetry::new();
     for (name, value) in &line.metrics {
-        let number = value.as_f64().ok_or_else(|| (1, format!("the metric `{name}` is not a number: {value}")))?;
+        let number =
+            value.as_f64().ok_or_else(|| Bad::Line(1, format!("the metric `{name}` is not a number: {value}")))?;
         telemetry = telemetry.metric(name, number);
     }
     if let Some(position) = line.position {
@@ -93,7 +110,7 @@ async fn publish_line(node: &Node, line: &[u8]) -> Result<(), (usize, String)> {
     if let Some(priority) = line.priority {
         telemetry = telemetry.priority(priority);
     }
-    node.publish(telemetry).await.map(drop).map_err(|error| (1, error.to_string()))
+    node.publish(telemetry).await.map(drop).map_err(|error| Bad::Sample(error.to_string()))
 }
 
 /// Publishes how the machine is doing, and says in the beacon what it has to spare.

@@ -43,6 +43,8 @@ pub enum Input {
         request: RequestId,
         telemetry: Telemetry,
     },
+    /// The host was given something that is no sample.
+    Rejected(String),
     /// The host issues a command; the outcome is due after `deadline`.
     Issue {
         request: RequestId,
@@ -163,6 +165,7 @@ impl Machine {
         match input {
             Input::Placed(view) => self.placed(now, view, effects),
             Input::Publish { request, telemetry } => self.publish(request, telemetry, effects),
+            Input::Rejected(reason) => self.rejected(reason, effects),
             Input::Issue { request, target, text, deadline, expires } => {
                 self.issue(now, request, target, text, deadline, expires, effects);
             }

@@ -217,9 +217,13 @@ impl Machine {
     }
 
     fn reject(&mut self, request: RequestId, error: PublishError, effects: &mut Vec<Effect>) {
-        self.telemetry.counts.rejected += 1;
-        effects.push(Effect::Event(Event::SampleRefused { reason: error.to_string() }));
+        self.rejected(error.to_string(), effects);
         effects.push(Effect::Published { request, result: Err(error) });
+    }
+
+    pub(super) fn rejected(&mut self, reason: String, effects: &mut Vec<Effect>) {
+        self.telemetry.counts.rejected += 1;
+        effects.push(Effect::Event(Event::SampleRefused { reason }));
     }
 
     pub(super) fn acknowledged(&mut self, now: Time, request: RequestId, sequence: u64, effects: &mut Vec<Effect>) {

@@ -61,6 +61,12 @@ impl Limits {
     /// A sample's metrics and the bytes of a metric's name.
     pub const METRICS: usize = 64;
     pub const METRIC_NAME_BYTES: usize = 64;
+    /// The largest magnitude of a metric: squares of differences, summed over every sample there will be, stay finite.
+    pub const METRIC_MAGNITUDE: f64 = 1e100;
+    /// Sequence numbers end here: nobody publishes that many samples, and sums of ranges cannot overflow.
+    pub const LAST_SEQUENCE: u64 = 1 << 48;
+    /// Distinct metrics in an account; values of further ones are left out, their samples still count.
+    pub const ACCOUNT_METRICS: usize = 16_384;
     /// A line of telemetry on standard input.
     pub const LINE_BYTES: usize = 64 * 1024;
     /// Distinct metrics in one window: beyond, a unit is closed early, then refused.
@@ -69,8 +75,11 @@ impl Limits {
     pub const UNIT_SOURCES: usize = 4_096;
     /// Ranges of sequences per source in one unit.
     pub const UNIT_SPANS: usize = 64;
-    /// Samples in one offer.
+    /// Samples in one offer, and their bytes, so that it stays below a frame.
+    pub const OFFER_BYTES: usize = 96 * 1024;
     pub const OFFER_SAMPLES: usize = 64;
+    /// How long a node without credit waits for a receipt before it takes what it sent for lost.
+    pub const RECEIPT: Duration = Duration::from_secs(5);
     /// Upward packets without a receipt, after which a node waits.
     pub const IN_FLIGHT: u64 = 64;
     /// Units a relay keeps until they are committed, and their bytes; the oldest leaves, its origins offer again.

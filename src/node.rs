@@ -66,6 +66,8 @@ pub enum NodeError {
     Ended(NodeExit),
     #[error("a command's text has at most {limit} bytes, this has {0}", limit = Limits::COMMAND_BYTES)]
     CommandTooLong(usize),
+    #[error("a command's deadline and lifetime are between 1 ms and 24 h")]
+    Lifetime,
     #[error("{0}")]
     Refused(String),
 }
@@ -199,7 +201,9 @@ impl NodeBuilder {
         account[..8].copy_from_slice(&account_low.to_le_bytes());
         account[8..].copy_from_slice(&account_high.to_le_bytes());
         let identity = Identity { id: key.id(), name, incarnation, account: AccountId(account), seed };
-        let settings = config.settings(&identity);
+        let mut settings = config.settings(&identity);
+        settings.description.addresses = transport.addresses();
+        settings.description.addresses.truncate(Limits::ADDRESSES);
         let durable = Durable::new(journal, settings.topology.account);
         let context = Context::new(settings, Arc::new(config), key, transport, Journal::in_memory(durable));
         let (ended, degraded) = (watch::Sender::new(None), watch::Sender::new(Vec::new()));
@@ -323,12 +327,12 @@ impl Node {
     pub fn commands(&self) -> CommandStream {
         let (sender, receiver) = mpsc::channel(Limits::MAILBOX_DATA);
         self.inner.context.host.send_replace(Some(sender));
-        CommandStream { context: self.inner.context.clone(), receiver }
+        CommandStream { context: self.inner.context.clone(), receiver, ended: self.inner.ended.subscribe() }
     }
 
     /// What happens from now on. A reader that lags is told how much it missed.
     pub fn events(&self) -> EventStream {
-        EventStream(self.inner.context.events.subscribe())
+        EventStream { records: self.inner.context.events.subscribe(), ended: self.inner.ended.subscribe() }
     }
 
     /// The recent events.
@@ -451,6 +455,10 @@ impl IntoFuture for IssueCommand {
             if text.len() > Limits::COMMAND_BYTES {
                 return Err(NodeError::CommandTooLong(text.len()));
             }
+            let lifetimes = Duration::from_millis(1)..=Limits::COMMAND_LIFETIME;
+            if !lifetimes.contains(&deadline) || !lifetimes.contains(&expires) {
+                return Err(NodeError::Lifetime);
+            }
             let router = &node.inner.context.addresses.router;
             let question = |reply| RouterMessage::Command { target, text, deadline, expires, reply };
             Ok(router.ask_within(deadline + Limits::CALL, question).await?)
@@ -462,12 +470,17 @@ impl IntoFuture for IssueCommand {
 pub struct CommandStream {
     context: Context,
     receiver: mpsc::Receiver<HostCommand>,
+    ended: watch::Receiver<Option<NodeExit>>,
 }
 
 impl CommandStream {
     /// The next command; `None` when the node has ended, or somebody else asked for the commands. Cancel-safe.
     pub async fn next(&mut self) -> Option<ReceivedCommand> {
-        let command = self.receiver.recv().await?;
+        let command = tokio::select! {
+            biased;
+            command = self.receiver.recv() => command?,
+            _ = self.ended.wait_for(Option::is_some) => return None,
+        };
         Some(ReceivedCommand { context: self.context.clone(), command, answered: false })
     }
 }
@@ -528,12 +541,20 @@ impl Drop for ReceivedCommand {
 }
 
 /// A stream of events.
-pub struct EventStream(broadcast::Receiver<EventRecord>);
+pub struct EventStream {
+    records: broadcast::Receiver<EventRecord>,
+    ended: watch::Receiver<Option<NodeExit>>,
+}
 
 impl EventStream {
     /// The next event; `None` when the node has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<EventRecord> {
-        match self.0.recv().await {
+        let received = tokio::select! {
+            biased;
+            received = self.records.recv() => received,
+            _ = self.ended.wait_for(Option::is_some) => return None,
+        };
+        match received {
             Ok(record) => Some(record),
             Err(broadcast::error::RecvError::Lagged(missed)) => {
                 Some(EventRecord { seq: 0, at: jiff::Timestamp::now(), event: Event::Lagged { missed } })
@@ -611,7 +632,7 @@ impl TransportHandle<'_> {
 
     /// Says where a peer can be dialled.
     pub fn locate(&self, peer: NodeId, addresses: Vec<SocketAddr>) {
-        self.0.give(Input::Links(link::Input::Known { peer, addresses, introduce: false }));
+        self.0.give(Input::Links(link::Input::Located(vec![(peer, addresses)])));
     }
 
     /// The links that are up.

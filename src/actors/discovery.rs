@@ -28,7 +28,7 @@ impl Subject for Discovery {
     async fn start(context: &Context, _me: &ActorCell, _warm: bool) -> Result<Self, String> {
         let mut peers = context.config.discovery.fixed.peers.clone();
         peers.sort_by_key(|peer| (std::cmp::Reverse(peer.priority), peer.id));
-        let discovery = Self { context: context.clone(), peers, look_at: context.now() };
+        let discovery = Self { context: context.clone(), peers, look_at: context.now() + LOOK };
         discovery.announce();
         Ok(discovery)
     }

@@ -36,9 +36,14 @@ impl Subject for Routing {
         let (now, kept) = (context.now(), context.snapshots().router.clone());
         let snapshot = kept.borrow().clone().filter(|_| warm);
         let durable = context.journal.load().await.ok_or("the journal has ended")?;
-        let view = context.settings.first_view();
-        let machine = Machine::new(now, context.settings.router.clone(), view, durable, snapshot.as_deref());
-        Ok(Self { context: context.clone(), machine, kept, waiting: BTreeMap::new(), requests: now.as_micros() })
+        let first_view = context.settings.first_view();
+        let machine = Machine::new(now, context.settings.router.clone(), first_view, durable, snapshot.as_deref());
+        let mut routing =
+            Self { context: context.clone(), machine, kept, waiting: BTreeMap::new(), requests: now.as_micros() };
+        // Known before the first frame can come: a child's sample must not find a router that knows no children.
+        let view = context.view.borrow().clone();
+        routing.step(now, Input::Placed(view));
+        Ok(routing)
     }
 
     fn address(context: &Context) -> &Address<RouterMessage> {

@@ -33,7 +33,7 @@ use crate::time::Time;
 /// How often the supervisor looks whether somebody is frozen.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a stopping subsystem may take before it is killed.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(300);
 
 /// How an actor ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,9 @@ pub enum NodeExit {
     SubsystemFailed { subsystem: Subsystem, crashes: usize, window: Duration, text: String },
     #[error("the {subsystem:?} subsystem did not start: {text}")]
     StartFailed { subsystem: Subsystem, text: String },
+    /// A handler of a subsystem that the node cannot do without spins: it cannot be ended from within.
+    #[error("the {subsystem:?} subsystem does not come back from a message and cannot be killed")]
+    Stuck { subsystem: Subsystem },
     /// The last handle was dropped.
     #[error("dropped")]
     Dropped,
@@ -148,7 +151,7 @@ struct Supervised {
     last_exit: Option<LastExit>,
     started: Time,
     factory: Option<HostActor>,
-    waiting: Option<Reply<()>>,
+    waiting: Vec<Reply<()>>,
 }
 
 impl Supervised {
@@ -164,7 +167,7 @@ impl Supervised {
             last_exit: None,
             started: Time::ZERO,
             factory,
-            waiting: None,
+            waiting: Vec::new(),
         }
     }
 }
@@ -242,7 +245,11 @@ impl Actor for NodeSupervisor {
                 stop_all(state, false).await;
                 state.end(&me, NodeExit::Dropped);
             }
-            SupervisorMessage::Look => look(state),
+            SupervisorMessage::Look => {
+                if let Some(subsystem) = look(state) {
+                    state.end(&me, NodeExit::Stuck { subsystem });
+                }
+            }
             SupervisorMessage::StartAgain { child, warm, crashed_at, cause } => {
                 start_again(&me, state, child, warm, crashed_at, cause).await;
             }
@@ -369,7 +376,7 @@ async fn ended(
         tracing::warn!(actor = subsystem.label(), kind = kind.label(), text, "a subsystem ended");
     }
     supervised.last_exit = Some(LastExit { at: jiff::Timestamp::now(), kind, text: text.clone() });
-    let asked = supervised.waiting.is_some();
+    let asked = !supervised.waiting.is_empty();
     let verdict = if asked { Verdict::Warm } else { supervised.budget.fail(now) };
     let crashes = supervised.budget.recent();
     match (verdict, &child) {
@@ -411,7 +418,9 @@ async fn start_again(
     crashed_at: Time,
     cause: String,
 ) {
-    if state.stopping {
+    // Somebody may have asked for a restart while this one waited for its turn.
+    let running = state.children.get(&child).is_some_and(|supervised| supervised.actor.is_some());
+    if state.stopping || running {
         return;
     }
     if let Err(text) = start(me, state, &child, warm).await {
@@ -420,7 +429,7 @@ async fn start_again(
     }
     let Some(supervised) = state.children.get_mut(&child) else { return };
     supervised.restarts += 1;
-    if let Some(reply) = supervised.waiting.take() {
+    for reply in supervised.waiting.drain(..) {
         let _ = reply.send(());
     }
     if let Child::Own(subsystem) = child {
@@ -454,7 +463,7 @@ async fn restart(
 ) {
     let child = Child::Own(subsystem);
     let Some(supervised) = state.children.get_mut(&child) else { return };
-    supervised.waiting = Some(reply);
+    supervised.waiting.push(reply);
     match &supervised.actor {
         Some(actor) => actor.stop(Some("asked to restart".into())),
         // It is down, perhaps for good: a restart that is asked for has the budget anew.
@@ -468,21 +477,29 @@ async fn restart(
     }
 }
 
-fn look(state: &mut SupervisorState) {
+/// Kills who is frozen. Returns a critical subsystem that the kill did not reach: it spins.
+fn look(state: &mut SupervisorState) -> Option<Subsystem> {
     let now = state.context.now();
     for (child, supervised) in &mut state.children {
         let busy_since = supervised.pulse.busy_since.load(Ordering::Relaxed);
         let Some(since) = busy_since.checked_sub(1).map(Time::from_micros) else { continue };
         let stuck = now.since(since);
-        if stuck < Limits::HANDLER_DEADLINE || supervised.frozen {
+        if stuck < Limits::HANDLER_DEADLINE {
             continue;
         }
         if let (Child::Own(subsystem), Some(actor)) = (child, &supervised.actor) {
+            if supervised.frozen {
+                if stuck > Limits::HANDLER_DEADLINE * 2 && subsystem.is_critical() {
+                    return Some(*subsystem);
+                }
+                continue;
+            }
             supervised.frozen = true;
             state.context.event(Event::ActorStuck { actor: subsystem.label().into(), since: stuck });
             actor.kill();
         }
     }
+    None
 }
 
 /// Stops everybody in reverse order; in good order, every machine says goodbye first.
@@ -508,7 +525,7 @@ async fn stop_all(state: &mut SupervisorState, goodbye: bool) {
         }
     }
     if goodbye {
-        let _ = timeout(Limits::STOP, state.context.transport.stop()).await;
+        let _ = timeout(Limits::STOP / 2, state.context.transport.stop()).await;
     }
 }
 

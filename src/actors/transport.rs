@@ -1,6 +1,6 @@
 //! The TransportActor: runs the link machine, dials and accepts, and supervises one LinkActor per connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ractor::{ActorCell, ActorId, ActorRuntime};
@@ -56,12 +56,17 @@ impl Subject for Transport {
             kept,
             decided: false,
         };
+        // Links that the machine does not know, after a cold restart, are links no more.
+        let up = transport.machine.up();
+        context.links.retain(|peer| up.contains_key(peer));
         // Connections outlive this actor: what the machine knows of goes on, the rest is closed.
         for connection in context.transport.connections() {
             transport.read_from(connection);
         }
-        let existing = transport.connections.keys().copied().collect();
-        transport.step(now, Input::Resume(existing));
+        let existing: BTreeSet<_> = transport.connections.keys().copied().collect();
+        if snapshot.is_some() || !existing.is_empty() {
+            transport.step(now, Input::Resume(existing));
+        }
         Ok(transport)
     }
 
@@ -80,11 +85,7 @@ impl Subject for Transport {
                     self.step(now, Input::Accepted { peer, conn });
                 }
             }
-            TransportMessage::Known(peers) => {
-                for (peer, addresses) in peers {
-                    self.step(now, Input::Known { peer, addresses, introduce: true });
-                }
-            }
+            TransportMessage::Known(peers) => self.step(now, Input::Known(peers)),
             TransportMessage::Links(reply) => {
                 let known = self.machine.known().map(|(&id, _)| id).collect();
                 let connections = self.connections.len();

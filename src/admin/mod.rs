@@ -16,7 +16,9 @@ use serde_json::Value;
 #[serde(tag = "verb", rename_all = "snake_case")]
 pub enum Request {
     Status,
-    Why,
+    Why {
+        node: Option<String>,
+    },
     Members,
     Topology,
     Actors,

@@ -30,7 +30,11 @@ pub fn serve(node: Node, socket: &Path) -> std::io::Result<JoinHandle<()>> {
     let (clients, path) = (Arc::new(Semaphore::new(Limits::CLIENTS)), socket.to_owned());
     Ok(tokio::spawn(async move {
         loop {
-            let Ok((stream, _)) = listener.accept().await else { continue };
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of descriptors, most likely: some must close before another try makes sense.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
             // More clients than that are turned away: the node has other work.
             let Ok(place) = clients.clone().try_acquire_owned() else { continue };
             let (node, path) = (node.clone(), path.clone());
@@ -70,7 +74,15 @@ async fn converse(node: &Node, socket: &PathBuf, stream: UnixStream) -> std::io:
 async fn answer(node: &Node, socket: &Path, request: Request) -> Result<Value, Refused> {
     match request {
         Request::Status => shapes::status(node, socket).await,
-        Request::Why => shapes::why(node).await,
+        Request::Why { node: Some(other) } => {
+            let asked = shapes::target(node, &other).await?;
+            if asked != crate::proto::packet::Target::Node(node.id()) {
+                let fix = format!("ask {other} itself, with its --data-dir or --socket");
+                return Err(Refused::new(2, "not_available", "a node explains only itself for now", fix));
+            }
+            shapes::why(node).await
+        }
+        Request::Why { node: None } => shapes::why(node).await,
         Request::Members => shapes::members(node).await,
         Request::Topology => shapes::topology(node).await,
         Request::Actors => shapes::actors(node).await,

@@ -57,7 +57,7 @@ fn state(view: &View) -> &'static str {
 pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
     let view = node.view();
     let names = Names::of(node);
-    let report = node.router().report().await.unwrap_or_default();
+    let report = node.router().report().await.map_err(|error| busy(&error.into()))?;
     let neighbours = node.beacons().neighbours().await.map(|table| table.len()).unwrap_or(0);
     let degraded: Vec<_> = node.degraded().iter().map(|subsystem| subsystem.label()).collect();
     let config = node.config();
@@ -66,6 +66,7 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
     let position = described.map_or(config.node.position, |described| described.position);
     let ready = degraded.is_empty() && view.standing != Standing::Detached;
     let outbox = "memory";
+    let waiting_for = view.waiting_for.as_ref().filter(|_| view.level < levels.top());
     Ok(json!({
         "node": names.node(view.me),
         "version": env!("CARGO_PKG_VERSION"),
@@ -76,7 +77,7 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
         "role": view.role,
         "leader": names.node(view.leader),
         "state": state(&view),
-        "waiting_for": view.waiting_for,
+        "waiting_for": waiting_for,
         "ready": ready,
         "degraded": degraded,
         "parent": names.maybe(view.parent_id()),
@@ -163,6 +164,7 @@ pub async fn members(node: &Node) -> Result<Value, Refused> {
         .chain(view.descendants.keys().copied())
         .chain(view.path.waypoints.iter().map(|w| w.id))
         .collect();
+    let prefixes: BTreeMap<_, _> = ids.iter().chain([&view.me]).map(|id| (id.prefix(), *id)).collect();
     for id in ids.into_iter().filter(|id| *id != view.me) {
         let heard = table.get(&id);
         let below = view.descendants.get(&id).map(|(_, d)| d);
@@ -185,10 +187,11 @@ pub async fn members(node: &Node) -> Result<Value, Refused> {
         };
         let path_level = above.map(|i| view.path.waypoints[i].level);
         let level = heard.map(|n| n.beacon.level).or(below.map(|d| d.level)).or(path_level);
+        let by_prefix = |prefix| prefixes.get(&prefix).copied();
         let parent = match (below, above) {
             (Some(d), _) => names.node(d.parent),
             (None, Some(i)) => names.maybe(view.path.waypoints.get(i + 1).map(|w| w.id)),
-            (None, None) => Value::Null,
+            (None, None) => names.maybe(heard.and_then(|n| n.beacon.parent).and_then(by_prefix)),
         };
         let rank = heard.map(|n| n.beacon.rank).or(above.map(|i| (view.path.waypoints.len() - 1 - i) as u8));
         all.insert(
@@ -357,7 +360,17 @@ pub async fn command(
     expires: Duration,
 ) -> Result<Value, Refused> {
     let target = target(node, target_text).await?;
-    let outcome = node.command(target, text).deadline(deadline).expires(expires).await.map_err(|e| busy(&e))?;
+    let outcome =
+        node.command(target, text).deadline(deadline).expires(expires).await.map_err(|error| match error {
+            NodeError::Lifetime | NodeError::CommandTooLong(_) => {
+                Refused::new(2, "bad_command", error.to_string(), "change --deadline, --expires or the text")
+            }
+            other => busy(&other),
+        })?;
+    if outcome.expected.is_empty() {
+        let fix = "`tussock topology` shows who is below this node";
+        return Err(Refused::new(1, "nobody", "there is nobody to command", fix));
+    }
     Ok(outcome_shape(&Names::of(node), &outcome))
 }
 

@@ -98,6 +98,12 @@ impl Layers {
             let Some((section, key)) = rest.split_once('_') else { continue };
             if SECTIONS.contains(&section) {
                 self = self.set(&format!("{section}.{key}"), &value, format!("the variable {variable}"));
+            } else if let Some(near) = nearest(section, SECTIONS).filter(|near| strsim::levenshtein(near, section) <= 2)
+            {
+                let fix = format!("did you mean `TUSSOCK_{}_{}`?", near.to_uppercase(), key.to_uppercase());
+                let message = format!("there is no section `{section}`");
+                let origin = Some(format!("the variable {variable}"));
+                self.problems.push(Problem { message, place: None, origin, fix: Some(fix) });
             }
         }
         self

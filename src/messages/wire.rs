@@ -79,7 +79,10 @@ pub fn decode_frame(bytes: &[u8]) -> Result<Frame, DecodeError> {
     match *kind {
         kind::HELLO => codec::decode(body).map(Frame::Hello),
         kind::BEACON => Beacon::verify(body).map(|beacon| Frame::Beacon(Arc::new(beacon))),
-        kind::TOPOLOGY => codec::decode(body).map(Frame::Topology),
+        kind::TOPOLOGY => match codec::decode(body)? {
+            frame if crate::proto::topology::Frame::is_possible(&frame) => Ok(Frame::Topology(frame)),
+            _ => Err(DecodeError::Range),
+        },
         kind::ROUTER => match codec::decode(body)? {
             frame if crate::proto::packet::RouterFrame::is_possible(&frame) => Ok(Frame::Router(frame)),
             _ => Err(DecodeError::Range),

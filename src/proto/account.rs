@@ -90,7 +90,9 @@ impl Account {
     /// Notes sequences that will never be counted here, so that prefixes close.
     pub fn void(&mut self, provenance: &Provenance) {
         for (source, spans) in &provenance.0 {
-            if let Some(known) = self.table.get_mut(source).filter(|_| !spans.void.is_empty()) {
+            let Some(known) = self.table.get_mut(source).filter(|_| !spans.void.is_empty()) else { continue };
+            let void = Spans { counted: RangeSet::new(), void: spans.void.clone() };
+            if gaps_with(known, &void) <= Limits::GAPS.max(known.gaps()) {
                 known.extend(&spans.void);
             }
         }

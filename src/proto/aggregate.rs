@@ -56,8 +56,13 @@ impl Stats {
     }
 
     fn is_possible(&self) -> bool {
-        let finite = [self.sum, self.min, self.max, self.deviation].iter().all(|n| n.is_finite());
-        self.count > 0 && finite && self.min <= self.max && self.deviation >= 0.0
+        let (most, count) = (Limits::METRIC_MAGNITUDE, self.count as f64);
+        self.count > 0
+            && -most <= self.min
+            && self.min <= self.max
+            && self.max <= most
+            && self.sum.abs() <= most * count
+            && (0.0..=4.0 * most * most * count).contains(&self.deviation)
     }
 }
 
@@ -80,10 +85,12 @@ impl Totals {
     }
 
     pub fn merge(&mut self, other: &Self) {
-        self.samples += other.samples;
+        self.samples = self.samples.saturating_add(other.samples);
         for (name, stats) in &other.metrics {
+            let full = self.metrics.len() >= Limits::ACCOUNT_METRICS;
             match self.metrics.get_mut(name) {
                 Some(known) => known.merge(stats),
+                None if full => {}
                 None => drop(self.metrics.insert(name.clone(), *stats)),
             }
         }
@@ -133,7 +140,7 @@ impl Provenance {
     }
 
     pub fn samples(&self) -> u64 {
-        self.0.values().map(|spans| spans.counted.len()).sum()
+        self.0.values().fold(0, |sum: u64, spans| sum.saturating_add(spans.counted.len()))
     }
 
     pub fn is_possible(&self) -> bool {
@@ -183,8 +190,9 @@ pub struct WireUnit {
     /// The sender's number for it.
     pub number: u64,
     pub account: AccountId,
-    /// Which dictionary of the sender's the slots belong to.
+    /// Which dictionary of the sender's the slots belong to, and which unit under it this is, from 0.
     pub dictionary: u32,
+    pub position: u64,
     /// The first of the slots that are new with this unit: how many were named before.
     pub first_fresh: u32,
     /// Slots that are new with this unit, numbered on from those before.
@@ -215,18 +223,20 @@ impl WireUnit {
 #[derive(Clone, Debug)]
 pub struct Encoder {
     dictionary: u32,
+    position: u64,
     slots: BTreeMap<Source, (u32, u64)>,
 }
 
 impl Encoder {
     /// `dictionary` tells it from the encoder that a crash took the place of.
     pub fn new(dictionary: u32) -> Self {
-        Self { dictionary, slots: BTreeMap::new() }
+        Self { dictionary, position: 0, slots: BTreeMap::new() }
     }
 
     /// Begins anew: a new attachment, or the far side has lost its half.
     pub fn reset(&mut self) {
         self.dictionary = self.dictionary.wrapping_add(1);
+        self.position = 0;
         self.slots.clear();
     }
 
@@ -247,8 +257,18 @@ impl Encoder {
             let void = relative(&spans.void, &mut 0);
             entries.push(WireSpans { slot: *slot, counted, void });
         }
-        let totals = unit.totals.clone();
-        WireUnit { number, account: unit.account, dictionary: self.dictionary, first_fresh, fresh, entries, totals }
+        let (totals, position) = (unit.totals.clone(), self.position);
+        self.position += 1;
+        WireUnit {
+            number,
+            account: unit.account,
+            dictionary: self.dictionary,
+            position,
+            first_fresh,
+            fresh,
+            entries,
+            totals,
+        }
     }
 }
 
@@ -256,6 +276,8 @@ impl Encoder {
 #[derive(Clone, Debug, Default)]
 pub struct Decoder {
     dictionary: Option<u32>,
+    /// The position of the next unit.
+    next: u64,
     slots: Vec<(Source, u64)>,
 }
 
@@ -270,24 +292,30 @@ pub enum Unreadable {
 
 impl Decoder {
     pub fn decode(&mut self, wire: WireUnit) -> Result<Unit, Unreadable> {
-        if self.dictionary != Some(wire.dictionary) && wire.first_fresh == 0 {
-            self.dictionary = Some(wire.dictionary);
+        if wire.position == 0 && wire.first_fresh == 0 {
+            (self.dictionary, self.next) = (Some(wire.dictionary), 0);
             self.slots.clear();
         }
-        // Slots must go on exactly where those before ended: else one side has begun anew and the other has not.
-        if self.dictionary != Some(wire.dictionary) || wire.first_fresh as usize != self.slots.len() {
+        // Slots and positions must go on exactly where those before ended: else a unit was missed, or one side has
+        // begun anew, and ranges would be read from the wrong base.
+        let goes_on = self.dictionary == Some(wire.dictionary)
+            && wire.position == self.next
+            && wire.first_fresh as usize == self.slots.len();
+        if !goes_on || self.slots.len() + wire.fresh.len() > Limits::ORIGINS {
+            self.dictionary = None;
             return Err(Unreadable::Dictionary);
         }
-        if self.slots.len() + wire.fresh.len() > Limits::ORIGINS {
-            return Err(Unreadable::Impossible);
-        }
+        self.next += 1;
         self.slots.extend(wire.fresh.into_iter().map(|source| (source, 0)));
         let mut provenance = Provenance::default();
         for entry in wire.entries {
-            let (source, base) = self.slots.get_mut(entry.slot as usize).ok_or(Unreadable::Dictionary)?;
-            let counted = absolute(&entry.counted, base).ok_or(Unreadable::Impossible)?;
-            let void = absolute(&entry.void, &mut 0).ok_or(Unreadable::Impossible)?;
-            if provenance.0.insert(*source, Spans { counted, void }).is_some() {
+            let read = self.slots.get_mut(entry.slot as usize).and_then(|(source, base)| {
+                let counted = absolute(&entry.counted, base)?;
+                Some((*source, Spans { counted, void: absolute(&entry.void, &mut 0)? }))
+            });
+            let fresh = read.is_some_and(|(source, spans)| provenance.0.insert(source, spans).is_none());
+            if !fresh {
+                self.dictionary = None;
                 return Err(Unreadable::Impossible);
             }
         }
@@ -312,7 +340,7 @@ fn absolute(ranges: &[(i64, u64)], base: &mut u64) -> Option<RangeSet> {
     for &(start, length) in ranges {
         let first = base.checked_add_signed(start)?;
         let last = first.checked_add(length)?;
-        if first == 0 || last == u64::MAX || set.ranges().last().is_some_and(|&(_, end)| first <= end) {
+        if first == 0 || last >= Limits::LAST_SEQUENCE || set.ranges().last().is_some_and(|&(_, end)| first <= end) {
             return None;
         }
         set.insert(first, last);
@@ -373,9 +401,38 @@ mod tests {
         let mut before = Encoder::new(7);
         decoder.decode(before.encode(0, &unit(&[(1, 1), (2, 1)]))).unwrap();
         let news = unit(&[(3, 1)]);
-        // The same number by chance: its slots do not go on where those before ended.
-        assert_eq!(decoder.decode(Encoder::new(7).encode(0, &news)), Err(Unreadable::Dictionary));
+        // Whatever its number, it begins at the beginning, and is read from there.
+        assert_eq!(decoder.decode(Encoder::new(7).encode(0, &news)), Ok(news.clone()));
         assert_eq!(decoder.decode(Encoder::new(8).encode(0, &news)), Ok(news));
+    }
+
+    #[test]
+    fn a_missed_unit_is_noticed_though_it_named_nobody_new() {
+        let (mut encoder, mut decoder) = (Encoder::new(7), Decoder::default());
+        decoder.decode(encoder.encode(0, &unit(&[(1, 1)]))).unwrap();
+        encoder.encode(1, &unit(&[(1, 2)]));
+        assert_eq!(decoder.decode(encoder.encode(2, &unit(&[(1, 3)]))), Err(Unreadable::Dictionary));
+        // Nothing is read until the sender begins anew.
+        assert_eq!(decoder.decode(encoder.encode(3, &unit(&[(1, 4)]))), Err(Unreadable::Dictionary));
+        encoder.reset();
+        assert!(decoder.decode(encoder.encode(4, &unit(&[(1, 4)]))).is_ok());
+    }
+
+    #[test]
+    fn values_stay_finite_at_the_edge_of_what_is_taken() {
+        let mut stats = Stats::of(Limits::METRIC_MAGNITUDE);
+        for _ in 0..1000 {
+            stats.merge(&Stats::of(-Limits::METRIC_MAGNITUDE));
+        }
+        assert!(stats.is_possible() && stats.spread().is_finite());
+    }
+
+    #[test]
+    fn ranges_that_would_overflow_are_refused() {
+        let mut wire = Encoder::new(7).encode(0, &unit(&[(1, 1)]));
+        wire.entries[0].counted = vec![(1, u64::MAX / 2)];
+        wire.totals.samples = u64::MAX / 2 + 1;
+        assert_eq!(Decoder::default().decode(wire), Err(Unreadable::Impossible));
     }
 
     #[test]

@@ -57,11 +57,13 @@ pub enum Event {
         actor: String,
         cause: String,
         warm: bool,
+        #[serde(rename = "took_s")]
         took: Duration,
     },
     /// A subsystem does not come back from a message.
     ActorStuck {
         actor: String,
+        #[serde(rename = "since_s")]
         since: Duration,
     },
     CommandReceived {

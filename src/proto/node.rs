@@ -144,8 +144,13 @@ pub fn after_beacon(effect: beacon::Effect, then: &mut impl FnMut(Step)) {
         Broadcast(beacon) => then(Step::Out(Output::Broadcast(beacon))),
         SendTo(peer, beacon) => then(Step::Out(Output::SendTo { peer, frame: Frame::Beacon(beacon) })),
         Observed(observation) => then(to_topology(topology::Input::Observed(observation))),
+        Replayed(beacons) => {
+            let located = beacons.iter().map(|beacon| (beacon.id, beacon.addresses.clone())).collect();
+            then(to_links(link::Input::Located(located)));
+            then(to_topology(topology::Input::Heard(beacons)));
+        }
         Located(peer, addresses) => {
-            then(to_links(link::Input::Known { peer, addresses, introduce: false }));
+            then(to_links(link::Input::Located(vec![(peer, addresses)])));
         }
         Described(description) => then(to_topology(topology::Input::Described(description))),
         Dropped(why) => then(Step::Out(Output::Dropped(why))),

@@ -106,9 +106,20 @@ impl Outbox {
         }
     }
 
-    /// The sample to give up first.
-    pub fn least_wanted(&self) -> Option<u64> {
-        self.by_priority.first().map(|&(_, sequence)| sequence)
+    /// The samples to give up first, until `bytes` are free.
+    pub fn least_wanted(&self, bytes: usize) -> Vec<u64> {
+        let mut free = 0;
+        let wanted = self.by_priority.iter().take_while(|(_, sequence)| {
+            let enough = free >= bytes;
+            free += self.samples.get(sequence).map_or(0, |sample| sample.bytes());
+            !enough
+        });
+        wanted.map(|&(_, sequence)| sequence).collect()
+    }
+
+    /// How many samples were given up.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.len()
     }
 
     pub fn evict(&mut self, sequence: u64) {
@@ -130,7 +141,8 @@ impl Outbox {
         self.bindings.push((from, account));
     }
 
-    fn account_of(&self, sequence: u64) -> Option<AccountId> {
+    /// The account that a sample is bound to.
+    pub fn account_of(&self, sequence: u64) -> Option<AccountId> {
         let i = self.bindings.partition_point(|&(from, _)| from <= sequence);
         i.checked_sub(1).map(|i| self.bindings[i].1)
     }
@@ -143,7 +155,13 @@ impl Outbox {
     /// The next offer from `cursor` on, and where the one after it begins; `None` if there is nothing to offer.
     pub fn offer(&self, origin: NodeId, account: AccountId, cursor: u64, most: usize) -> Option<(Offer, u64)> {
         let bound = self.samples.range(cursor..).filter(|(s, _)| self.account_of(**s) == Some(account));
-        let samples: Vec<_> = bound.take(most).map(|(_, sample)| sample.clone()).collect();
+        let mut bytes = 0;
+        let fitting = bound.take(most).take_while(|(_, sample)| {
+            let first = bytes == 0;
+            bytes += sample.bytes();
+            first || bytes <= Limits::OFFER_BYTES
+        });
+        let samples: Vec<_> = fitting.map(|(_, sample)| sample.clone()).collect();
         let after = samples.last()?.sequence + 1;
         let offer = Offer { origin, journal: self.journal, account, void: self.void_in(account), samples };
         Some((offer, after))
@@ -158,7 +176,8 @@ impl Outbox {
                 void.insert(from, end);
             }
         }
-        void
+        // The oldest close prefixes first; the others follow when those are settled.
+        void.oldest(Limits::UNIT_SPANS / 2)
     }
 
     /// Forgets what a mark says is settled; returns how many samples that were.
@@ -227,9 +246,10 @@ mod tests {
         let low = Sample { sequence: 5, priority: Priority::Low, metrics: vec![("n".into(), 1.0)] };
         outbox.put(Arc::new(critical));
         outbox.put(Arc::new(low));
-        assert_eq!(outbox.least_wanted(), Some(5));
+        assert_eq!(outbox.least_wanted(1), [5]);
         outbox.evict(5);
-        assert_eq!(outbox.least_wanted(), Some(1));
+        assert_eq!(outbox.least_wanted(1), [1]);
+        assert_eq!(outbox.least_wanted(usize::MAX), [1, 2, 3, 4]);
         outbox.bind(1, X);
         assert!(outbox.offer(me(), X, 1, 64).unwrap().0.void.contains(5));
     }

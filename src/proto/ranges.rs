@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::Limits;
+
 /// Disjoint, non-adjacent, ascending ranges, each `(first, last)` inclusive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RangeSet(Vec<(u64, u64)>);
@@ -79,6 +81,12 @@ impl RangeSet {
         }
     }
 
+    /// The first `most` ranges.
+    pub fn oldest(mut self, most: usize) -> Self {
+        self.0.truncate(most);
+        self
+    }
+
     /// How many holes there are between 1 and the highest number.
     pub fn gaps(&self) -> usize {
         match self.0.first() {
@@ -90,7 +98,7 @@ impl RangeSet {
     /// Whether ranges from outside are sorted, disjoint, start at 1 or above, and number at most `most`.
     pub fn is_valid(&self, most: usize) -> bool {
         self.0.len() <= most
-            && self.0.iter().all(|&(first, last)| 1 <= first && first <= last && last < u64::MAX)
+            && self.0.iter().all(|&(first, last)| 1 <= first && first <= last && last < Limits::LAST_SEQUENCE)
             && self.0.windows(2).all(|w| w[0].1 + 1 < w[1].0)
     }
 }

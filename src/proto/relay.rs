@@ -43,16 +43,43 @@ impl Part {
     }
 }
 
+impl Part {
+    /// What it takes in memory, about.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Sample(_, sample) => 64 + sample.bytes(),
+            Self::Unit { unit, .. } => 64 + unit.bytes(),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Window {
     unit: Unit,
     parts: Vec<Part>,
     opened: Time,
+    bytes: usize,
 }
 
 impl Window {
     fn new(account: AccountId, opened: Time) -> Self {
-        Self { unit: Unit::empty(account), parts: Vec::new(), opened }
+        Self { unit: Unit::empty(account), parts: Vec::new(), opened, bytes: 0 }
+    }
+
+    fn push(&mut self, part: Part) {
+        self.bytes += part.bytes();
+        match &part {
+            Part::Sample(source, sample) => self.unit.add(*source, sample),
+            Part::Unit { unit, .. } => self.unit.merge(unit),
+        }
+        self.parts.push(part);
+    }
+
+    /// Whether a unit can be folded in without overlap, and without growing beyond what a frame takes.
+    fn has_room_for(&self, unit: &Unit) -> bool {
+        !self.unit.provenance.overlaps(&unit.provenance)
+            && self.unit.totals.metrics.len() + unit.totals.metrics.len() <= Limits::UNIT_METRICS
+            && self.unit.provenance.0.len() + unit.provenance.0.len() <= Limits::UNIT_SOURCES
     }
 }
 
@@ -61,6 +88,7 @@ struct Kept {
     unit: Arc<Unit>,
     parts: Vec<Part>,
     since: Time,
+    bytes: usize,
 }
 
 /// What somebody further down is to send again.
@@ -109,8 +137,7 @@ impl Relay {
             if spans.is_some_and(|spans| spans.counted.contains(sample.sequence)) {
                 continue;
             }
-            window.unit.add(source, sample);
-            window.parts.push(Part::Sample(source, sample.clone()));
+            window.push(Part::Sample(source, sample.clone()));
             self.close_if_full(now, offer.account);
         }
         if let Some(window) = self.open.get_mut(&offer.account) {
@@ -120,27 +147,27 @@ impl Relay {
         }
     }
 
-    /// Folds in a child's unit. If it overlaps with the open window that one is closed first.
+    /// Folds in a child's unit. If it does not fit into the open window that one is closed first.
     pub fn fold_unit(&mut self, now: Time, child: NodeId, number: u64, unit: Arc<Unit>) {
         let account = unit.account;
-        let overlaps = |window: &Window| window.unit.provenance.overlaps(&unit.provenance);
-        if self.open.get(&account).is_some_and(overlaps) {
+        if self.open.get(&account).is_some_and(|window| !window.has_room_for(&unit)) {
             self.close(now, account);
         }
         let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
-        window.unit.merge(&unit);
-        window.parts.push(Part::Unit { child, number, unit });
+        window.push(Part::Unit { child, number, unit });
         self.close_if_full(now, account);
     }
 
     fn close_if_full(&mut self, now: Time, account: AccountId) {
-        let full = |unit: &Unit| {
-            unit.totals.samples >= self.window_count
+        let full = |window: &Window| {
+            let unit = &window.unit;
+            window.bytes * 16 >= Limits::RELAY_BYTES
+                || unit.totals.samples >= self.window_count
                 || unit.totals.metrics.len() * 2 >= Limits::UNIT_METRICS
                 || unit.provenance.0.len() * 2 >= Limits::UNIT_SOURCES
                 || unit.provenance.0.values().any(|s| s.counted.ranges().len() * 2 >= Limits::UNIT_SPANS)
         };
-        if self.open.get(&account).is_some_and(|window| full(&window.unit)) {
+        if self.open.get(&account).is_some_and(full) {
             self.close(now, account);
         }
     }
@@ -149,8 +176,9 @@ impl Relay {
         let Some(window) = self.open.remove(&account).filter(|window| !window.unit.is_empty()) else { return };
         self.next += 1;
         self.unsent.push_back(self.next);
-        self.kept_bytes += window.unit.bytes();
-        self.kept.insert(self.next, Kept { unit: Arc::new(window.unit), parts: window.parts, since: now });
+        let bytes = window.bytes + window.unit.bytes();
+        self.kept_bytes += bytes;
+        self.kept.insert(self.next, Kept { unit: Arc::new(window.unit), parts: window.parts, since: now, bytes });
         while self.kept.len() > Limits::RELAY_UNITS || self.kept_bytes > Limits::RELAY_BYTES {
             self.forget_oldest();
             self.evicted += 1;
@@ -159,14 +187,14 @@ impl Relay {
 
     fn forget_oldest(&mut self) {
         if let Some((number, kept)) = self.kept.pop_first() {
-            self.kept_bytes -= kept.unit.bytes();
+            self.kept_bytes -= kept.bytes;
             self.unsent.retain(|unsent| *unsent != number);
         }
     }
 
     fn forget(&mut self, number: u64) -> Option<Kept> {
         let kept = self.kept.remove(&number)?;
-        self.kept_bytes -= kept.unit.bytes();
+        self.kept_bytes -= kept.bytes;
         Some(kept)
     }
 
@@ -253,13 +281,11 @@ impl Relay {
                 }
                 Part::Unit { child, number, unit } => {
                     let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
-                    window.unit.merge(&unit);
-                    window.parts.push(Part::Unit { child, number, unit });
+                    window.push(Part::Unit { child, number, unit });
                 }
                 Part::Sample(source, sample) => {
                     let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
-                    window.unit.add(source, &sample);
-                    window.parts.push(Part::Sample(source, sample));
+                    window.push(Part::Sample(source, sample));
                 }
             }
         }

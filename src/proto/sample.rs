@@ -49,6 +49,8 @@ pub enum InvalidTelemetry {
     Twice(String),
     #[error("the metric `{0}` is {1}, which is no finite number")]
     NotFinite(String, f64),
+    #[error("the metric `{0}` is {1:e}, beyond \u{b1}{max:e}", max = Limits::METRIC_MAGNITUDE)]
+    TooLarge(String, f64),
     #[error("a battery's charge is between 0 and 1, this is {0}")]
     Battery(f64),
 }
@@ -109,7 +111,7 @@ impl Sample {
     }
 
     pub fn is_possible(&self) -> bool {
-        self.sequence > 0 && check_metrics(&self.metrics).is_ok()
+        (1..Limits::LAST_SEQUENCE).contains(&self.sequence) && check_metrics(&self.metrics).is_ok()
     }
 }
 
@@ -129,6 +131,9 @@ fn check_metrics(metrics: &[(String, f64)]) -> Result<(), InvalidTelemetry> {
         }
         if !value.is_finite() {
             return Err(InvalidTelemetry::NotFinite(name.clone(), *value));
+        }
+        if value.abs() > Limits::METRIC_MAGNITUDE {
+            return Err(InvalidTelemetry::TooLarge(name.clone(), *value));
         }
     }
     Ok(())

@@ -64,7 +64,7 @@ impl Invariants {
 
 /// The parent at the other end of a link of the tree: the child points to it and it has accepted the child, each
 /// under the other's current tenure.
-fn link_up(nodes: &[SimNode], child: usize) -> Option<usize> {
+pub fn link_up(nodes: &[SimNode], child: usize) -> Option<usize> {
     let view = nodes[child].view()?;
     let parent = view.parent.as_ref()?;
     let at = nodes[child].index_of(parent.id)?;

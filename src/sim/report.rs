@@ -1,12 +1,13 @@
 //! The report: what is recorded on the way, and what is drawn from it in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::id::{NodeId, NodeName};
 use crate::level::Levels;
+use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::proto::election::Role;
 use crate::proto::event::Event;
@@ -14,7 +15,7 @@ use crate::proto::frame::Frame;
 use crate::proto::packet::{Payload, RouterFrame};
 use crate::proto::topology::{Cause, Standing};
 use crate::sim::faults::ActiveFaults;
-use crate::sim::invariants::Violation;
+use crate::sim::invariants::{Violation, link_up};
 use crate::sim::network::Network;
 use crate::sim::world::{SimNode, World};
 use crate::time::Time;
@@ -45,6 +46,9 @@ pub struct Report {
     pub telemetry: TelemetryReport,
     pub commands: Vec<CommandReport>,
     pub traffic: Traffic,
+    /// Not measured yet: what a partition and an attacker do to the mesh.
+    pub partitions: Option<()>,
+    pub security: Option<()>,
     pub invariants: InvariantReport,
 }
 
@@ -150,6 +154,8 @@ pub struct TelemetryReport {
     pub stranded: u64,
     pub lost: i64,
     pub raw_bytes_at_root: u64,
+    /// Not measured yet.
+    pub in_doubt_max: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -263,7 +269,7 @@ impl Recorder {
         *self.drops.entry(why).or_default() += 1;
     }
 
-    pub fn wire(&mut self, _now: Time, kind: &'static str, bytes: usize) {
+    pub fn wire(&mut self, kind: &'static str, bytes: usize) {
         self.messages += 1;
         self.bytes += bytes as u64;
         *self.by_kind.entry(kind).or_default() += bytes as u64;
@@ -406,24 +412,60 @@ impl World {
         self.pending_in_reach() == 0
     }
 
+    /// Samples on disks of live nodes that a live sink owes a count: those bound to its account, and unbound ones.
+    ///
+    /// Reach is judged in truth: when the scenario is over nothing is cut any more.
     fn pending_in_reach(&self) -> u64 {
-        let reaches_sink = |node: &SimNode| node.view().is_some_and(|view| view.account.is_some());
-        let up = self.nodes.iter().filter(|node| node.is_up() && reaches_sink(node));
-        up.map(|node| self.uncounted(node)).sum()
+        let live = || self.nodes.iter().filter(|node| node.is_up());
+        let sinks: BTreeSet<_> =
+            live().filter_map(|node| node.disk.account.as_ref().map(|account| account.id)).collect();
+        let owed = |account: Option<AccountId>| account.map_or(!sinks.is_empty(), |id| sinks.contains(&id));
+        live().map(|node| self.uncounted(node, owed)).sum()
     }
 
-    /// Samples on a node's disk that no root has counted.
-    fn uncounted(&self, node: &SimNode) -> u64 {
+    /// Samples on a node's disk that no root has counted, bound as `which` says.
+    fn uncounted(&self, node: &SimNode, which: impl Fn(Option<AccountId>) -> bool) -> u64 {
         let outbox = &node.disk.outbox;
         let source = Source { origin: node.id, journal: outbox.journal };
-        let open =
-            |sequence: &u64| self.truth.is_acknowledged(source, *sequence) && !self.truth.is_counted(source, *sequence);
+        let open = |sequence: &u64| {
+            self.truth.is_acknowledged(source, *sequence)
+                && !self.truth.is_counted(source, *sequence)
+                && which(outbox.account_of(*sequence))
+        };
         outbox.sequences().filter(open).count() as u64
     }
 
-    pub(super) fn finish(self, wall: Duration, seed: u64) -> Report {
-        let pending: u64 = self.nodes.iter().filter(|node| node.is_up()).map(|node| self.uncounted(node)).sum();
-        let stranded: u64 = self.nodes.iter().filter(|node| !node.is_up()).map(|node| self.uncounted(node)).sum();
+    /// What must hold once everything has settled: whoever could have a parent has one, and all below a root name it.
+    fn check_settled(&mut self) {
+        let (now, nodes) = (self.now, &self.nodes);
+        for (i, node) in nodes.iter().enumerate() {
+            let Some(view) = node.view() else { continue };
+            let has_room = |other: &SimNode| {
+                other.view().is_some_and(|above| {
+                    above.effective_level > view.effective_level && above.free_slots > 0 && other.config.node.can_parent
+                })
+            };
+            let eligible = nodes.iter().any(has_room);
+            let attached = link_up(nodes, i).is_some();
+            self.invariants.check(now, "settled_attached", attached || !eligible, || {
+                format!("{} has no parent, though somebody has a free slot", node.name)
+            });
+            let mut top = i;
+            while let Some(parent) = link_up(nodes, top) {
+                top = parent;
+            }
+            self.invariants.check(now, "settled_root", view.root() == nodes[top].id, || {
+                format!("{} names another root than {}", node.name, nodes[top].name)
+            });
+        }
+    }
+
+    pub(super) fn finish(mut self, wall: Duration, seed: u64) -> Report {
+        self.check_settled();
+        let pending: u64 =
+            self.nodes.iter().filter(|node| node.is_up()).map(|node| self.uncounted(node, |_| true)).sum();
+        let stranded: u64 =
+            self.nodes.iter().filter(|node| !node.is_up()).map(|node| self.uncounted(node, |_| true)).sum();
         let settled = self.pending_in_reach() == 0;
         let topology = self.topology();
         let (truth, invariants, recorder) = (self.truth, self.invariants, self.recorder);
@@ -440,6 +482,7 @@ impl World {
                 - pending as i64
                 - stranded as i64,
             raw_bytes_at_root: recorder.raw_bytes_at_root,
+            in_doubt_max: None,
         };
         let commands = truth.commands.into_iter().map(|(id, truth)| CommandReport {
             id,
@@ -482,6 +525,8 @@ impl World {
             telemetry,
             commands: commands.collect(),
             traffic: recorder.traffic(nodes, virtual_s, levels),
+            partitions: None,
+            security: None,
             invariants: InvariantReport {
                 checks: invariants.checks,
                 violations_total: invariants.violations_total,

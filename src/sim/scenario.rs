@@ -282,8 +282,25 @@ impl Scenario {
         if !fine(&self.links) {
             problems.push(text.problem(&["links"], "a probability is between 0 and 1", "change it"));
         }
+        for (i, over) in self.link_overrides.iter().enumerate() {
+            if !fine(&over.properties()) {
+                problems.push(text.problem(&["link", &i.to_string()], "a probability is between 0 and 1", "change it"));
+            }
+        }
+        for (i, command) in self.commands.iter().enumerate().filter(|(_, command)| command.at > self.duration) {
+            let message = format!("the command at {} is after the end of the scenario", command.at);
+            problems.push(text.problem(
+                &["command", &i.to_string(), "at"],
+                message,
+                "raise duration, or have it earlier",
+            ));
+        }
         for (i, fault) in self.faults.iter().enumerate() {
             let key = ["fault", &i.to_string()];
+            if fault.at > self.duration {
+                let message = format!("the fault at {} is after the end of the scenario", fault.at);
+                problems.push(text.problem(&["fault", key[1], "at"], message, "raise duration, or have it earlier"));
+            }
             if let Err((message, fix)) = fault.check() {
                 problems.push(text.problem(&key, message, fix));
             }

@@ -131,7 +131,7 @@ impl Happening {
     /// The node that must be awake for it.
     fn concerns(&self) -> Option<usize> {
         match self {
-            Self::Tick(i) | Self::Publish(i) => Some(*i),
+            Self::Tick(i) => Some(*i),
             Self::Dialled { from, .. } | Self::DialFailed { from, .. } => Some(*from),
             Self::Beat { to, .. } | Self::Closed { to, .. } | Self::Heard { to, .. } => Some(*to),
             _ => None,
@@ -299,9 +299,8 @@ impl World {
         sim.overlay = self.overlay.len();
         self.overlay.push(sim.overlay);
         let known = sim.bootstrap.clone();
-        for peer in known {
-            self.step(i, Input::Links(link::Input::Known { peer, addresses: Vec::new(), introduce: true }));
-        }
+        let known = known.into_iter().map(|peer| (peer, Vec::new())).collect();
+        self.step(i, Input::Links(link::Input::Known(known)));
         self.recorder.view_changed(now, &self.nodes, i);
         self.rearm(i);
     }
@@ -494,7 +493,7 @@ impl World {
         let reachable = self.nodes[at].is_up() && self.nodes[at].paused == 0;
         let open = self.network.blocked(from, at).is_none() && self.network.blocked(at, from).is_none();
         if reachable && open && wait < DIAL_TIMEOUT {
-            self.recorder.wire(self.now, "handshake", 2 * (1200 + DATAGRAM_OVERHEAD));
+            self.recorder.wire("handshake", 2 * (1200 + DATAGRAM_OVERHEAD));
             self.at(self.now + wait, Happening::Dialled { from, incarnation, to });
         } else {
             self.at(self.now + DIAL_TIMEOUT, Happening::DialFailed { from, incarnation, to });
@@ -523,16 +522,16 @@ impl World {
             return;
         }
         let to = link.ends[1 - side].node;
-        self.recorder.wire(self.now, kind, bytes + DATAGRAM_OVERHEAD + ACK_BYTES);
+        self.recorder.wire(kind, bytes + DATAGRAM_OVERHEAD + ACK_BYTES);
         self.recorder.sent(&self.nodes, i, &frame, bytes);
         self.note_transmission(i, to, &frame);
         let quality = self.network.quality(i, to);
         let mut wait = quality.delay(&mut self.rng);
         let mut again = quality.retransmission();
         while quality.loss < 1.0 && self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
-            self.recorder.wire(self.now, "retransmission", bytes + DATAGRAM_OVERHEAD);
+            self.recorder.wire("retransmission", bytes + DATAGRAM_OVERHEAD);
             wait += again;
-            again *= 2;
+            again = (again * 2).min(Duration::from_secs(60));
         }
         wait += self.network.queueing(self.now, (i, to), bytes, quality.bandwidth).unwrap_or(Duration::from_secs(1));
         let due = self.now + wait;
@@ -619,7 +618,7 @@ impl World {
         let Some((link, side)) = self.network.conn(conn) else { return };
         let to = link.ends[1 - side].node;
         let bytes = codec::encode(&beat).len() + 1;
-        self.recorder.wire(self.now, "heartbeat", bytes + DATAGRAM_OVERHEAD);
+        self.recorder.wire("heartbeat", bytes + DATAGRAM_OVERHEAD);
         let quality = self.network.quality(i, to);
         if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
             return;
@@ -699,7 +698,7 @@ impl World {
             self.at(self.now + wait, Happening::Heard { to, incarnation, beacon: beacon.clone() });
         }
         let cost = f64::from(receivers) * (bytes + DATAGRAM_OVERHEAD) as f64 * GOSSIP_REDUNDANCY;
-        self.recorder.wire(self.now, "gossip", cost as usize);
+        self.recorder.wire("gossip", cost as usize);
         self.recorder.beacons += 1;
     }
 

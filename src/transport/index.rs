@@ -28,6 +28,10 @@ impl LinkIndex {
         self.links.remove(peer);
     }
 
+    pub(crate) fn retain(&self, keep: impl Fn(&NodeId) -> bool) {
+        self.links.retain(|peer, _| keep(peer));
+    }
+
     /// Whether this connection is the link to its peer.
     pub fn is_link(&self, peer: &NodeId, conn: ConnId) -> bool {
         self.links.get(peer).is_some_and(|link| link.id() == conn)

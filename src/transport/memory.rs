@@ -323,7 +323,7 @@ async fn carry(wire: Arc<Wire>, side: usize, mut from: mpsc::Receiver<Received>,
                 let mut again = (wires.latency * 4).max(Duration::from_millis(25));
                 while wires.loss < 1.0 && wire.board.happens(wires.loss) {
                     delay += again;
-                    again *= 2;
+                    again = (again * 2).min(Duration::from_secs(60));
                 }
                 last = last.max(Instant::now() + delay);
                 sleep_until(last).await;

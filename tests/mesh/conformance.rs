@@ -27,6 +27,8 @@ impl Medium {
     async fn node_with(&self, n: u8, incarnation: u64, formation: &str) -> Node {
         let mut config = Config::default();
         config.formation.name = formation.into();
+        // Only what the test asks for is linked.
+        config.topology.max_laterals = 0;
         let builder = Node::builder().config(config).name(&format!("n-{n}")).level(Level::PLATFORM);
         let builder = builder.key(key(n)).incarnation(incarnation);
         match self {

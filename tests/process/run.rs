@@ -49,7 +49,7 @@ fn lines_on_standard_input_are_published_and_bad_ones_are_reported_and_skipped()
         assert!(log.contains(line), "{line} is missing in\n{log}");
     }
     let status = place.until(&node, "the end of input stops nothing", |status| status["uptime_s"].as_f64() > Some(0.0));
-    assert_eq!(status["geohash"], "u33d8r9", "{status:#}");
+    assert_eq!(status["position"], serde_json::json!([52.5, 13.4]), "{status:#}");
 }
 
 #[test]

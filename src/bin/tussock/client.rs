@@ -50,6 +50,12 @@ pub struct CommandArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// A node's name, id or id prefix; the asked node itself for now
+    node: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct EventsArgs {
     /// Goes on with what happens
     #[arg(short, long)]
@@ -87,9 +93,13 @@ async fn connect(args: &NodeArgs) -> Result<Client, Failure> {
 
 fn failure(error: ClientError) -> Failure {
     match error {
-        ClientError::Refused(refused) => {
-            Failure { exit: refused.exit, code: "refused", message: refused.message, place: None, fix: refused.fix }
-        }
+        ClientError::Refused(refused) => Failure {
+            exit: refused.exit,
+            code: refused.code.into(),
+            message: refused.message,
+            place: None,
+            fix: refused.fix,
+        },
         ClientError::Unreachable { .. } => {
             let fix = "start the node with `tussock run`, or name another with --data-dir DIR or --socket PATH";
             Failure::new(exit::UNREACHABLE, "unreachable", error.to_string(), fix)
@@ -184,8 +194,8 @@ pub async fn status(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
     Ok(if data["ready"].as_bool() == Some(true) { 0 } else { exit::DEGRADED })
 }
 
-pub async fn why(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
-    let data = ask(args, &Request::Why, SOON).await?;
+pub async fn why(args: &NodeArgs, verb: &WhyArgs, format: Format) -> Result<u8, Failure> {
+    let data = ask(args, &Request::Why { node: verb.node.clone() }, SOON).await?;
     show("why", &data, format, |d| {
         let mut text = format!("parent  {}: {}\n", name(&d["parent"]), word(&d["reason"]));
         let change = &d["last_change"];

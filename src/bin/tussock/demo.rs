@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::demo::mesh::Mesh;
 use crate::output::{Failure, Format, exit, print, print_json};
+use crate::run::Signals;
 
 #[derive(Debug, Args)]
 pub struct DemoArgs {
@@ -75,7 +76,11 @@ pub async fn run(args: &DemoArgs, format: Format) -> Result<u8, Failure> {
     if show {
         print(&format!("{} nodes over QUIC on loopback, seed {}\n", args.nodes, args.seed));
     }
-    let mut mesh = Mesh::start(args.seed, args.nodes as usize).await?;
+    let mut signals = Signals::listen()?;
+    let mut mesh = tokio::select! {
+        mesh = Mesh::start(args.seed, args.nodes as usize) => mesh?,
+        () = signals.next() => return Ok(0),
+    };
     let mut steps: Vec<Step> = Vec::new();
     let mut failed = false;
     for (name, says) in STEPS {
@@ -92,13 +97,20 @@ pub async fn run(args: &DemoArgs, format: Format) -> Result<u8, Failure> {
         }
         if name == "stop" && !args.exit {
             print("the mesh is up; press Ctrl-C to stop it\n");
-            let _ = tokio::signal::ctrl_c().await;
+            signals.next().await;
         }
         let at = started.elapsed();
         if show {
             print(&format!("{name:<12} {says}\n"));
         }
-        let (checks, detail) = steps::run(name, &mut mesh).await;
+        let interrupted = tokio::select! {
+            outcome = steps::run(name, &mut mesh) => Ok(outcome),
+            () = signals.next() => Err(()),
+        };
+        let Ok((checks, detail)) = interrupted else {
+            mesh.stop().await;
+            return Ok(0);
+        };
         let passed = checks.iter().all(|check| check.passed);
         failed = !passed;
         let took_s = Some((started.elapsed() - at).as_secs_f64());

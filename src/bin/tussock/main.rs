@@ -42,7 +42,12 @@ enum Verb {
     /// How a node is doing
     Status(NodeArgs),
     /// Why a node has the parent it has
-    Why(NodeArgs),
+    Why {
+        #[command(flatten)]
+        node: NodeArgs,
+        #[command(flatten)]
+        verb: client::WhyArgs,
+    },
     /// The nodes that a node knows
     Members(NodeArgs),
     /// The tree as a node sees it
@@ -80,7 +85,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let format = cli.output.format();
     // A crash of a subsystem is its supervisor's business: one line, no stack trace.
     std::panic::set_hook(Box::new(|panic| {
@@ -91,6 +99,26 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => fail(&failure, format),
     }
+}
+
+/// What the parser says, and with a JSON format the error on stdout as for every other failure.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Help and version are answers, not errors.
+    if !error.use_stderr() {
+        output::print(&error.to_string());
+        return ExitCode::SUCCESS;
+    }
+    let arguments: Vec<_> = std::env::args().collect();
+    let asked = |word: &str| arguments.iter().any(|argument| argument == word);
+    let json = asked("--json") || asked("json") || asked("jsonl") || asked("-ojson") || asked("--output=json");
+    output::say(error.to_string().trim_end());
+    if json {
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let failure = Failure::new(exit::USAGE, "usage", message, "see tussock --help");
+        output::print_failure(&failure);
+    }
+    ExitCode::from(exit::USAGE)
 }
 
 fn panic_text<'p>(panic: &'p std::panic::PanicHookInfo<'_>) -> &'p str {
@@ -104,7 +132,7 @@ fn dispatch(verb: &Verb, format: Format) -> Result<u8, Failure> {
         Verb::Run(args) => block_on(run::run(args, format)),
         Verb::Demo(args) => block_on(demo::run(args, format)),
         Verb::Status(node) => block_on(client::status(node, format)),
-        Verb::Why(node) => block_on(client::why(node, format)),
+        Verb::Why { node, verb } => block_on(client::why(node, verb, format)),
         Verb::Members(node) => block_on(client::members(node, format)),
         Verb::Topology(node) => block_on(client::topology(node, format)),
         Verb::Actors(node) => block_on(client::actors(node, format)),
@@ -131,10 +159,17 @@ fn init_log(cli: &Cli) -> Result<(), Failure> {
     };
     let filter = cli.log.as_deref().unwrap_or(default);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
-        let message = format!("--log {filter}: {error}");
-        Failure::new(exit::USAGE, "bad_log_filter", message, "use a level or target=level, such as tussock=debug")
+        let fix = "use a level or target=level, such as tussock=debug";
+        let flag = std::env::args().any(|argument| argument.starts_with("--log"));
+        let (code, origin) = if flag { (exit::USAGE, "--log") } else { (exit::CONFIG, "the variable TUSSOCK_LOG") };
+        Failure::new(code, "bad_log_filter", format!("{origin}: {filter}: {error}"), fix)
     })?;
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .log_internal_errors(false)
+        .init();
     Ok(())
 }

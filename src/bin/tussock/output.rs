@@ -1,5 +1,6 @@
 //! How every verb speaks: data on stdout, messages on stderr, one envelope, one set of exit codes.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -49,15 +50,20 @@ impl OutputArgs {
 #[derive(Debug)]
 pub struct Failure {
     pub exit: u8,
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     pub message: String,
     pub place: Option<Place>,
     pub fix: String,
 }
 
 impl Failure {
-    pub fn new(exit: u8, code: &'static str, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { exit, code, message: message.into(), place: None, fix: fix.into() }
+    pub fn new(
+        exit: u8,
+        code: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self { exit, code: code.into(), message: message.into(), place: None, fix: fix.into() }
     }
 }
 
@@ -66,26 +72,26 @@ impl From<Problems> for Failure {
         let first: Option<Problem> = problems.0.first().cloned();
         let place = first.as_ref().and_then(|problem| problem.place.clone());
         let fix = first.and_then(|problem| problem.fix).unwrap_or_else(|| "correct it".into());
-        Self { exit: exit::CONFIG, code: "invalid_configuration", message: problems.to_string(), place, fix }
+        Self { exit: exit::CONFIG, code: "invalid_configuration".into(), message: problems.to_string(), place, fix }
     }
 }
 
 /// Prints a failure: text on stderr, and with a JSON format the error on stdout.
 pub fn fail(failure: &Failure, format: Format) -> ExitCode {
-    eprintln!("tussock: {}", failure.message);
+    say(&format!("tussock: {}", failure.message));
     if !failure.message.contains(&failure.fix) {
-        eprintln!("  fix: {}", failure.fix);
+        say(&format!("  fix: {}", failure.fix));
     }
     if format != Format::Table {
-        let error = json!({
-            "code": failure.code,
-            "message": failure.message,
-            "where": failure.place,
-            "fix": failure.fix,
-        });
-        print_line(&json!({"schema": "tussock.error/v1", "generated_at": now(), "error": error}));
+        print_failure(failure);
     }
     ExitCode::from(failure.exit)
+}
+
+/// Prints a failure as JSON on stdout.
+pub fn print_failure(failure: &Failure) {
+    let error = json!({"code": failure.code, "message": failure.message, "where": failure.place, "fix": failure.fix});
+    print_line(&json!({"schema": "tussock.error/v1", "generated_at": now(), "error": error}));
 }
 
 /// The envelope around a verb's data.
@@ -111,10 +117,15 @@ pub fn print(text: &str) {
     }
 }
 
+/// A message on stderr. Nobody reading it must not end a node.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// A line for people that follow a long verb, only on a terminal.
 pub fn progress(text: &str) {
     if std::io::stderr().is_terminal() {
-        eprintln!("{text}");
+        say(text);
     }
 }
 

@@ -15,7 +15,7 @@ use tussock::storage::StorageError;
 use tussock::transport::TransportError;
 use tussock::{Config, Event, Node, NodeId, SpawnError};
 
-use crate::output::{Failure, Format, envelope, exit, print, print_json, print_line};
+use crate::output::{Failure, Format, envelope, exit, print, print_json, print_line, say};
 use crate::telemetry;
 
 #[derive(Debug, Args)]
@@ -68,10 +68,10 @@ pub fn id(args: &IdArgs, format: Format) -> Result<u8, Failure> {
 pub async fn run(args: &RunArgs, format: Format) -> Result<u8, Failure> {
     let config = configuration(args)?;
     if config.transport.open && !config.transport.listen.ip().is_loopback() {
-        eprintln!(
+        say(&format!(
             "tussock: anyone who can reach {} may join this mesh and command it (transport.open = true)",
             config.transport.listen
-        );
+        ));
     }
     let machine_health = config.telemetry.machine_health;
     let node = Node::builder().config(config).spawn().await.map_err(|error| spawn_failure(&error))?;
@@ -202,13 +202,15 @@ impl Sockets {
             let fix = "stop the node that answers there, or name another with --socket PATH";
             Failure::new(exit::FAILED, "socket", format!("{}: {error}", path.display()), fix)
         };
-        private_dir(&runtime).map_err(failed)?;
+        if path == in_runtime {
+            private_dir(&runtime).map_err(failed)?;
+        }
         let serving = serve(node.clone(), &path).map_err(failed)?;
-        let link = (path != in_runtime).then_some(in_runtime).filter(|link| {
-            // Without the link clients name the node; that is no reason not to run.
-            let _ = std::fs::remove_file(link);
-            std::os::unix::fs::symlink(&path, link).is_ok()
-        });
+        // Without the link clients have to name the node; that is no reason not to run.
+        let link = runtime.join(format!("{}.{}.sock", node.name(), std::process::id()));
+        let linked =
+            path != in_runtime && private_dir(&runtime).is_ok() && std::os::unix::fs::symlink(&path, &link).is_ok();
+        let link = linked.then_some(link);
         Ok(Self { path, link, serving })
     }
 }
@@ -253,7 +255,7 @@ fn announce(node: &Node, socket: &Path, format: Format) {
 }
 
 /// A plain node accepts every command, after it has emitted `command_received`.
-fn accept_commands(node: &Node) -> JoinHandle<()> {
+pub fn accept_commands(node: &Node) -> JoinHandle<()> {
     let mut commands = node.commands();
     tokio::spawn(async move {
         while let Some(command) = commands.next().await {
@@ -287,13 +289,14 @@ fn log_events(node: &Node) -> JoinHandle<()> {
     })
 }
 
-struct Signals {
+/// Interrupt and SIGTERM: the first stops in order.
+pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
-    fn listen() -> Result<Self, Failure> {
+    pub fn listen() -> Result<Self, Failure> {
         let on = |kind| {
             let fix = "run it where signals can be handled";
             signal(kind).map_err(|error| Failure::new(exit::FAILED, "signals", error.to_string(), fix))
@@ -301,7 +304,8 @@ impl Signals {
         Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) {
+    /// The next of either. Cancel-safe.
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -310,7 +314,7 @@ impl Signals {
 }
 
 async fn until_stopped(node: &Node, mut signals: Signals) -> Result<u8, Failure> {
-    let watched = watch_for_spinning(node.clone());
+    let watched = watch_for_spinning();
     tokio::select! {
         ended = node.wait() => {
             watched.abort();
@@ -329,29 +333,29 @@ async fn until_stopped(node: &Node, mut signals: Signals) -> Result<u8, Failure>
     }
 }
 
-/// A handler that spins cannot be killed from within: a thread of its own watches, and ends the process.
-fn watch_for_spinning(node: Node) -> JoinHandle<()> {
+/// When every worker of the runtime spins, nobody in it can say so: a thread of its own listens for a beat.
+///
+/// It counts seconds in which it ran itself, so a process that was suspended is not mistaken for one that spins.
+fn watch_for_spinning() -> JoinHandle<()> {
+    const PATIENCE: u32 = 15;
     let (beat, beats) = std::sync::mpsc::sync_channel::<()>(1);
     std::thread::spawn(move || {
-        loop {
-            match beats.recv_timeout(Duration::from_secs(15)) {
-                Ok(()) => {}
+        let mut missed = 0;
+        while missed < PATIENCE {
+            match beats.recv_timeout(Duration::from_secs(1)) {
+                Ok(()) => missed = 0,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => missed += 1,
                 Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
-                    eprintln!("tussock: the node has not come round for 15 s: a handler spins; stopping");
-                    std::process::exit(exit::FAILED.into());
-                }
             }
         }
+        say("tussock: the runtime has not come round for 15 s: handlers spin; stopping");
+        std::process::exit(exit::FAILED.into());
     });
     tokio::spawn(async move {
-        // The round goes through every critical actor: an answer proves that it still takes messages.
         loop {
-            let alive = node.topology().why().await.is_ok() || node.actors().await.is_ok();
-            if alive && beat.try_send(()).is_err() {
-                tracing::trace!("the watchdog has not taken the last beat yet");
-            }
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            // A full channel is a beat that was not taken yet.
+            let _ = beat.try_send(());
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     })
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tussock::sim::{Report, Scenario, Summary, World};
 
-use crate::output::{Failure, Format, exit, print, print_json, print_line, progress};
+use crate::output::{Failure, Format, exit, print, print_json, print_line, progress, say};
 
 #[derive(Debug, Args)]
 pub struct SimArgs {
@@ -64,7 +64,7 @@ fn many(args: &SimArgs, first: u64, last: u64, format: Format) -> Result<u8, Fai
             if format == Format::Table {
                 print(&summary_of(&report));
             }
-            eprintln!("seed {seed} failed; replay it with: tussock sim {} --seed {seed}", args.scenario);
+            say(&format!("seed {seed} failed; replay it with: tussock sim {} --seed {seed}", args.scenario));
             break;
         }
     }

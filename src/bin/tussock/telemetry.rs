@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::output::say;
 use serde::Deserialize;
 use sysinfo::System;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -18,11 +19,35 @@ const HEALTH: Duration = Duration::from_secs(10);
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
-    metrics: serde_json::Map<String, serde_json::Value>,
+    metrics: Metrics,
     position: Option<GeoPoint>,
     battery: Option<f64>,
     health: Option<Condition>,
     priority: Option<Priority>,
+}
+
+/// Names and numbers in the order of the line; a name that comes twice is seen twice.
+#[derive(Debug)]
+struct Metrics(Vec<(String, f64)>);
+
+impl<'de> Deserialize<'de> for Metrics {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> serde::de::Visitor<'de> for Pairs {
+            type Value = Metrics;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("metrics as {\"name\": number}")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Metrics, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Metrics(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
 }
 
 /// Publishes each line; a bad one is reported with its place and skipped. The end of input does not stop the node.
@@ -47,7 +72,7 @@ pub fn publish_stdin(node: Node) -> JoinHandle<()> {
                         Ok(()) => {}
                         Err(Bad::Line(column, message)) => complain(&node, number, column, &message),
                         // The node has counted it already.
-                        Err(Bad::Sample(message)) => eprintln!("stdin:{number}:1: {message}"),
+                        Err(Bad::Sample(message)) => say(&format!("stdin:{number}:1: {message}")),
                     }
                 }
             }
@@ -64,7 +89,7 @@ enum Bad {
 }
 
 fn complain(node: &Node, line: u64, column: usize, message: &str) {
-    eprintln!("stdin:{line}:{column}: {message}");
+    say(&format!("stdin:{line}:{column}: {message}"));
     node.reject(message);
 }
 
@@ -90,27 +115,28 @@ async fn publish_line(node: &Node, line: &[u8]) -> Result<(), Bad> {
         let message = text.split(" at line ").next().unwrap_or(&text).to_owned();
         Bad::Line(error.column(), message)
     })?;
-    let mut telemetry = Telemetry::new();
-    for (name, value) in &line.metrics {
-        let number =
-            value.as_f64().ok_or_else(|| Bad::Line(1, format!("the metric `{name}` is not a number: {value}")))?;
-        telemetry = telemetry.metric(name, number);
-    }
+    let metrics = line.metrics.0.into_iter();
+    let mut telemetry = metrics.fold(Telemetry::new(), |sample, (name, value)| sample.metric(name, value));
     if let Some(position) = line.position {
         telemetry = telemetry.position(position);
-        let _ = node.beacons().describe(SelfPatch::Position(Some(position))).await;
     }
     if let Some(charge) = line.battery {
         telemetry = telemetry.battery(charge);
     }
     if let Some(condition) = line.health {
         telemetry = telemetry.condition(condition);
-        let _ = node.beacons().describe(SelfPatch::Operational(condition != Condition::Failed)).await;
     }
     if let Some(priority) = line.priority {
         telemetry = telemetry.priority(priority);
     }
-    node.publish(telemetry).await.map(drop).map_err(|error| Bad::Sample(error.to_string()))
+    node.publish(telemetry).await.map_err(|error| Bad::Sample(error.to_string()))?;
+    // What the node says of itself follows from a line that was taken.
+    let position = line.position.map(|position| SelfPatch::Position(Some(position)));
+    let operational = line.health.map(|condition| SelfPatch::Operational(condition != Condition::Failed));
+    for patch in position.into_iter().chain(operational) {
+        let _ = node.beacons().describe(patch).await;
+    }
+    Ok(())
 }
 
 /// Publishes how the machine is doing, and says in the beacon what it has to spare.

@@ -57,6 +57,8 @@ pub enum Effect {
     /// Say it on one link.
     SendTo(NodeId, Arc<Beacon>),
     Observed(Observation),
+    /// All neighbours that are fresh, for who has restarted: one message, however many they are.
+    Replayed(Vec<Arc<Beacon>>),
     /// Where a neighbour can be dialled.
     Located(NodeId, Vec<SocketAddr>),
     /// What the host says of this node, for who decides by it.
@@ -219,10 +221,7 @@ impl Machine {
     fn replay(&self, now: Time, effects: &mut Vec<Effect>) {
         effects.push(Effect::Described(self.description.clone()));
         let fresh = self.neighbours.iter().filter(|(_, n)| n.is_fresh(now));
-        for (&id, neighbour) in fresh {
-            effects.push(Effect::Located(id, neighbour.beacon.addresses.clone()));
-            effects.push(Effect::Observed(Observation::Seen(neighbour.beacon.clone())));
-        }
+        effects.push(Effect::Replayed(fresh.map(|(_, neighbour)| neighbour.beacon.clone()).collect()));
     }
 
     fn ttl_s(&self) -> u16 {

@@ -95,6 +95,11 @@ impl Neighbours {
         gone
     }
 
+    /// Forgets one node; whether it was known.
+    pub fn remove(&mut self, id: &NodeId) -> bool {
+        self.0.remove(id).is_some()
+    }
+
     pub fn get(&self, id: &NodeId) -> Option<&Neighbour> {
         self.0.get(id)
     }
@@ -111,9 +116,9 @@ impl Neighbours {
         self.0.is_empty()
     }
 
-    /// After a restart nobody has been silent longer than the restart took: everyone gets one time to live.
+    /// After a restart silence says nothing: everyone who was fresh gets one time to live.
     pub fn forgive(&mut self, now: Time) {
-        for neighbour in self.0.values_mut().filter(|n| n.is_fresh(n.heard)) {
+        for neighbour in self.0.values_mut().filter(|n| n.is_fresh(now)) {
             neighbour.heard = now;
         }
     }

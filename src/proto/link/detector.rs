@@ -26,13 +26,14 @@ pub struct Detector {
     heard: Time,
     beat_at: Time,
     probes: u32,
+    probed: Time,
     sequence: u32,
     echo: u32,
 }
 
 impl Detector {
     pub fn new(now: Time, interval: Duration) -> Self {
-        Self { interval, heard: now, beat_at: now, probes: 0, sequence: 0, echo: 0 }
+        Self { interval, heard: now, beat_at: now, probes: 0, probed: now, sequence: 0, echo: 0 }
     }
 
     /// Anything at all from the peer is a sign of life.
@@ -58,6 +59,7 @@ impl Detector {
                 return Some(Watch::Lost);
             }
             self.probes += 1;
+            self.probed = now;
             self.beat_at = now + self.interval;
             return Some(Watch::Send(self.next(true)));
         }
@@ -69,7 +71,11 @@ impl Detector {
     }
 
     fn probe_at(&self) -> Time {
-        self.heard + self.interval.mul_f64(PATIENCE) + PROBE * self.probes
+        // Counted from the last probe in fact: a node that lags itself does not spend them all at once.
+        match self.probes {
+            0 => self.heard + self.interval.mul_f64(PATIENCE),
+            _ => self.probed + PROBE,
+        }
     }
 
     fn next(&mut self, probe: bool) -> Beat {

@@ -32,12 +32,10 @@ pub struct Settings {
 
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// Discovery or a beacon says where a peer is. Static peers are introduced to; others only remembered.
-    Known {
-        peer: NodeId,
-        addresses: Vec<SocketAddr>,
-        introduce: bool,
-    },
+    /// Discovery names peers to be introduced to, in their order.
+    Known(Vec<(NodeId, Vec<SocketAddr>)>),
+    /// Where peers can be dialled.
+    Located(Vec<(NodeId, Vec<SocketAddr>)>),
     /// The node's place in the tree: whom links are needed to, and whether to look for others.
     Placed(Arc<View>),
     /// The host wants a link, or wants it closed.
@@ -141,7 +139,8 @@ struct Link {
 #[derive(Clone, Debug, Default)]
 struct Known {
     addresses: Vec<SocketAddr>,
-    introduce: bool,
+    /// Its place among those to be introduced to, if it is one.
+    introduce: Option<usize>,
     failures: u32,
     not_before: Time,
 }
@@ -229,7 +228,14 @@ impl Machine {
 
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
         match input {
-            Input::Known { peer, addresses, introduce } => self.learn(peer, addresses, introduce, effects),
+            Input::Known(peers) => {
+                for (order, (peer, addresses)) in peers.into_iter().enumerate() {
+                    self.learn(peer, addresses, Some(order), effects);
+                }
+            }
+            Input::Located(peers) => {
+                peers.into_iter().for_each(|(peer, addresses)| self.learn(peer, addresses, None, effects));
+            }
             Input::Placed(view) => self.placed(now, view, effects),
             Input::Connect(peer) => {
                 self.requested.insert(peer);
@@ -284,7 +290,7 @@ impl Machine {
         watched.chain([self.introduce_at]).min()
     }
 
-    fn learn(&mut self, peer: NodeId, addresses: Vec<SocketAddr>, introduce: bool, effects: &mut Vec<Effect>) {
+    fn learn(&mut self, peer: NodeId, addresses: Vec<SocketAddr>, introduce: Option<usize>, effects: &mut Vec<Effect>) {
         if peer == self.settings.me {
             return;
         }
@@ -292,7 +298,7 @@ impl Machine {
             return effects.push(Effect::Dropped("known_peers_full"));
         }
         let known = self.known.entry(peer).or_default();
-        known.introduce |= introduce;
+        known.introduce = known.introduce.or(introduce);
         let news: Vec<_> = addresses.into_iter().filter(|address| !known.addresses.contains(address)).collect();
         if !news.is_empty() {
             known.addresses.splice(0..0, news);
@@ -457,6 +463,8 @@ impl Machine {
 
     fn beat(&mut self, now: Time, conn: ConnId, beat: Beat, effects: &mut Vec<Effect>) {
         let Some(link) = self.link_over(conn) else { return };
+        // Who beats needs the link, even if nobody here does.
+        link.idle_since = link.idle_since.map(|_| now);
         let answer = match &mut link.detector {
             Some(detector) => detector.beat(now, beat),
             // The far side leans on a link that we do not: it is still told that we live.
@@ -560,13 +568,14 @@ impl Machine {
             return;
         }
         let willing = self.known.iter().filter(|(peer, known)| {
-            known.introduce
+            known.introduce.is_some()
                 && now >= known.not_before
                 && !self.links.contains_key(peer)
                 && !self.dialling.contains(peer)
         });
-        let chosen: Vec<_> = willing.take(room).map(|(&peer, _)| peer).collect();
-        for peer in chosen {
+        let mut chosen: Vec<_> = willing.map(|(&peer, known)| (known.introduce, peer)).collect();
+        chosen.sort_unstable();
+        for (_, peer) in chosen.into_iter().take(room) {
             self.dial(peer, effects);
         }
     }

@@ -16,7 +16,7 @@ use crate::proto::event::Event;
 use crate::proto::outbox::WhenFull;
 use crate::proto::packet::{Command, DataPacket, Direction, PacketType, Payload, RouterFrame, Target, Verdict};
 use crate::proto::router::commands::{Commands, Outcome};
-use crate::proto::router::telemetry::{PublishError, Published, Telemetrist};
+use crate::proto::router::telemetry::{Counts, PublishError, Published, Telemetrist};
 use crate::proto::sample::Telemetry;
 use crate::proto::topology::View;
 use crate::time::{Time, earliest};
@@ -102,6 +102,7 @@ pub enum Effect {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     commands: Commands,
+    counts: Counts,
 }
 
 #[derive(Debug)]
@@ -133,7 +134,8 @@ pub(super) enum Pending {
 impl Machine {
     /// A router that goes on from what was kept, and after a warm restart from the commands under way.
     pub fn new(now: Time, settings: Settings, view: Arc<View>, durable: Durable, warm: Option<&Snapshot>) -> Self {
-        let telemetry = Telemetrist::new(now, &settings, &durable);
+        let counts = warm.map(|snapshot| snapshot.counts).unwrap_or_default();
+        let telemetry = Telemetrist::new(now, &settings, &durable, counts);
         Self {
             rng: Pcg32::seed_from_u64(settings.seed ^ now.as_micros()),
             view,
@@ -150,7 +152,7 @@ impl Machine {
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { commands: self.commands.clone() }
+        Snapshot { commands: self.commands.clone(), counts: self.telemetry.counts }
     }
 
     pub fn durable(&self) -> &Durable {
@@ -230,7 +232,7 @@ impl Machine {
             }
             RouterFrame::Along(packet) => self.along(now, from, packet, effects),
             RouterFrame::Receipt { number } if self.view.parent_id() == Some(from) => {
-                self.telemetry.receipt(number);
+                self.telemetry.receipt(now, number);
                 self.pump(now, effects);
             }
             RouterFrame::Marks(marks) if self.view.parent_id() == Some(from) => {

@@ -81,6 +81,8 @@ pub(super) struct Telemetrist {
     attachment: Option<(NodeId, u64)>,
     number: u64,
     receipted: u64,
+    /// When the last receipt came, or the first packet that waits for one went.
+    receipt_at: Time,
     encoder: Encoder,
     decoders: BTreeMap<NodeId, Decoder>,
     receipts: BTreeMap<NodeId, u64>,
@@ -92,10 +94,10 @@ pub(super) struct Telemetrist {
 }
 
 impl Telemetrist {
-    pub fn new(now: Time, settings: &Settings, durable: &Durable) -> Self {
+    pub fn new(now: Time, settings: &Settings, durable: &Durable, counts: Counts) -> Self {
         Self {
             relay: Relay::new(settings.window, settings.window_count, now.as_micros()),
-            counts: Counts::default(),
+            counts,
             cursor: 1,
             // What was offered before a restart is not known; all of it counts as offered.
             offered: durable.outbox.next_sequence() - 1,
@@ -103,6 +105,7 @@ impl Telemetrist {
             attachment: None,
             number: 0,
             receipted: 0,
+            receipt_at: now,
             encoder: Encoder::new(now.as_micros() as u32),
             decoders: BTreeMap::new(),
             receipts: BTreeMap::new(),
@@ -115,10 +118,13 @@ impl Telemetrist {
 
     pub fn deadline(&self) -> Option<Time> {
         let progress = (self.cursor > 1).then_some(self.progress_at + PROGRESS);
-        earliest(earliest(self.relay.deadline(), self.receipts_at), earliest(self.marks_at, progress))
+        let receipt = (self.number > self.receipted).then_some(self.receipt_at + Limits::RECEIPT);
+        let later = earliest(earliest(self.marks_at, progress), receipt);
+        earliest(earliest(self.relay.deadline(), self.receipts_at), later)
     }
 
-    pub fn receipt(&mut self, number: u64) {
+    pub fn receipt(&mut self, now: Time, number: u64) {
+        self.receipt_at = now;
         self.receipted = self.receipted.max(number.min(self.number));
     }
 
@@ -133,8 +139,12 @@ impl Telemetrist {
 }
 
 impl Machine {
+    /// What became of samples here. What the journal knows is counted from it, so that no restart forgets it.
     pub fn counts(&self) -> Counts {
-        self.telemetry.counts
+        let outbox = &self.durable.outbox;
+        let (acknowledged, evicted) = (outbox.next_sequence() - 1, outbox.evicted());
+        let committed = acknowledged - evicted - outbox.depth() as u64;
+        Counts { acknowledged, evicted, committed, ..self.telemetry.counts }
     }
 
     /// Units a relay keeps.
@@ -196,19 +206,14 @@ impl Machine {
         let (most, mut bytes) = (self.settings.outbox_bytes, outbox.bytes() + sample.bytes());
         let mut records = Vec::new();
         if bytes > most && self.settings.when_full == WhenFull::DropOldestLowestPriority {
-            let mut rest = self.durable.outbox.clone();
-            while bytes > most {
-                let Some(least) = rest.least_wanted() else { break };
-                rest.evict(least);
-                bytes = rest.bytes() + sample.bytes();
-                records.push(Record::Evict(least));
-            }
+            let given_up = outbox.least_wanted(bytes - most);
+            records.extend(given_up.into_iter().map(Record::Evict));
+            bytes = if sample.bytes() <= most { most } else { bytes };
         }
         if bytes > most {
             return self.reject(request, PublishError::Full { bytes: self.durable.outbox.bytes(), most }, effects);
         }
         if !records.is_empty() {
-            self.telemetry.counts.evicted += records.len() as u64;
             let reason = format!("the outbox is full: {} given up", records.len());
             effects.push(Effect::Event(Event::SampleRefused { reason }));
         }
@@ -227,7 +232,6 @@ impl Machine {
     }
 
     pub(super) fn acknowledged(&mut self, now: Time, request: RequestId, sequence: u64, effects: &mut Vec<Effect>) {
-        self.telemetry.counts.acknowledged += 1;
         self.pump(now, effects);
         let outbox = &self.durable.outbox;
         let sample = SampleId { origin: self.settings.me, journal: outbox.journal, sequence };
@@ -259,7 +263,7 @@ impl Machine {
                 let wire = self.telemetry.encoder.encode(number, &unit);
                 self.telemetry.counts.forwarded += unit.totals.samples;
                 let kind = PacketType::AggregatedTelemetry;
-                self.send_up(parent, child_tenure, parent_tenure, kind, Payload::Unit(wire), effects);
+                self.send_up(now, parent, child_tenure, parent_tenure, kind, Payload::Unit(wire), effects);
             }
         }
     }
@@ -293,7 +297,7 @@ impl Machine {
             } else if raw {
                 let Some((parent, child_tenure, parent_tenure)) = self.way_up() else { return };
                 let kind = PacketType::Telemetry;
-                self.send_up(parent, child_tenure, parent_tenure, kind, Payload::Samples(offer), effects);
+                self.send_up(now, parent, child_tenure, parent_tenure, kind, Payload::Samples(offer), effects);
             } else {
                 self.telemetry.relay.fold_offer(now, &offer);
             }
@@ -302,6 +306,7 @@ impl Machine {
 
     fn send_up(
         &mut self,
+        now: Time,
         peer: NodeId,
         child: Tenure,
         parent: Tenure,
@@ -310,6 +315,9 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let packet = self.packet(Target::Node(peer), Direction::Upward, kind, payload, effects);
+        if self.telemetry.number == self.telemetry.receipted {
+            self.telemetry.receipt_at = now;
+        }
         self.telemetry.number += 1;
         let number = self.telemetry.number;
         effects.push(Effect::Send { peer, frame: RouterFrame::Up { child, parent, number, packet } });
@@ -323,6 +331,9 @@ impl Machine {
         packet: DataPacket,
         effects: &mut Vec<Effect>,
     ) {
+        if packet.source != from {
+            return effects.push(Effect::Dropped("foreign_source"));
+        }
         self.telemetry.receipts.insert(from, number);
         self.telemetry.receipts_at.get_or_insert(now + GATHER_RECEIPTS);
         if !self.is_new(&packet) {
@@ -434,10 +445,8 @@ impl Machine {
         if !self.durable.outbox.concerns(mark) {
             return;
         }
-        let before = self.durable.outbox.depth();
         let truncate = Record::Truncate { account: mark.account, upto: mark.prefix };
         self.persist(vec![truncate], Pending::Proceed, effects);
-        self.telemetry.counts.committed += (before - self.durable.outbox.depth()) as u64;
         self.telemetry.progress_at = now;
     }
 
@@ -453,6 +462,12 @@ impl Machine {
 
     pub(super) fn tick_telemetry(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.telemetry.relay.close_due(now);
+        let unreceipted = self.telemetry.number > self.telemetry.receipted;
+        if unreceipted && now >= self.telemetry.receipt_at + Limits::RECEIPT {
+            // The parent lost what was under way, or its receipts: credit that never comes back would stop the flow.
+            self.telemetry.receipted = self.telemetry.number;
+            self.moved(now);
+        }
         if self.telemetry.receipts_at.is_some_and(|at| now >= at) {
             self.send_receipts(effects);
         }

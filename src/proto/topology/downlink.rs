@@ -79,7 +79,8 @@ impl Machine {
         if known.is_some_and(|child| (child.tenure, child.serial) > (tenure, serial)) {
             return effects.push(Effect::Dropped("stale_attach"));
         }
-        if !backup {
+        let welcome = !matches!(self.refusal(peer, effective_level, backup), Some(Refusal::Level | Refusal::Closed));
+        if welcome && !backup {
             self.make_room(now, peer, effective_level, effects);
         }
         if let Some(reason) = self.refusal(peer, effective_level, backup) {
@@ -222,8 +223,10 @@ impl Machine {
     }
 
     /// Tells a new parent everyone who is below.
-    pub(super) fn report_whole_subtree(&mut self, _now: Time, effects: &mut Vec<Effect>) {
-        let Some(parent) = self.uplink.parent.as_ref().map(|parent| parent.id) else { return };
+    pub(super) fn report_whole_subtree_to(&mut self, parent: NodeId, effects: &mut Vec<Effect>) {
+        if self.uplink.parent.as_ref().is_none_or(|known| known.id != parent) {
+            return;
+        }
         self.downlink.unreported.clear();
         self.downlink.report_at = None;
         let all: Vec<_> = self.downlink.descendants.values().map(|(_, d)| Change::Added(d.clone())).collect();
@@ -236,7 +239,12 @@ impl Machine {
     }
 
     pub(super) fn report_subtree(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Some(parent) = self.uplink.parent.as_ref().map(|parent| parent.id) else { return };
+        let Some(parent) = self.uplink.parent.as_ref().map(|parent| parent.id) else {
+            // A new parent is told everything.
+            self.downlink.unreported.clear();
+            self.downlink.report_at = None;
+            return;
+        };
         if self.downlink.report_at.is_none_or(|at| now < at) {
             return;
         }

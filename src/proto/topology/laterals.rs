@@ -69,11 +69,11 @@ impl Machine {
     }
 
     fn nearest_peer(&self, now: Time) -> Option<NodeId> {
-        let parent = self.uplink.parent.as_ref()?.id.prefix();
+        let parent = self.uplink.parent.as_ref().map(|parent| parent.id.prefix());
         let level = self.effective_level();
         let peers = self.neighbours.iter().filter(|(id, n)| {
             n.beacon.effective_level == level
-                && n.beacon.parent == Some(parent)
+                && n.beacon.parent == parent
                 && **id > self.settings.me
                 && n.is_fresh(now)
                 && !self.laterals.0.contains_key(id)
@@ -94,6 +94,13 @@ impl Machine {
                 effects.push(Effect::Send(peer, Frame::Lateral(Lateral::Accept)));
             }
             (Lateral::Offer, _) if self.leaving || self.laterals.accepted().count() >= self.settings.max_laterals => {
+                effects.push(Effect::Send(peer, Frame::Lateral(Lateral::End)));
+            }
+            // Only who is known to be of this level is a lateral.
+            (Lateral::Offer, _)
+                if self.neighbours.get(&peer).is_none_or(|n| n.beacon.effective_level != self.effective_level()) =>
+            {
+                effects.push(Effect::Dropped("unwanted_lateral"));
                 effects.push(Effect::Send(peer, Frame::Lateral(Lateral::End)));
             }
             (Lateral::Offer, _) => {

@@ -10,7 +10,7 @@ use rand_pcg::Pcg32;
 use crate::id::{NodeId, NodeName};
 use crate::level::Level;
 use crate::proto::account::AccountId;
-use crate::proto::beacon::{Description, Neighbours, Observation};
+use crate::proto::beacon::{Beacon, Description, Neighbours, Observation};
 use crate::proto::budget::Backoff;
 use crate::proto::election::{self, Profile, Role};
 use crate::proto::event::Event;
@@ -52,6 +52,8 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub enum Input {
     Observed(Observation),
+    /// All neighbours that are fresh, after a restart.
+    Heard(Vec<Arc<Beacon>>),
     Described(Arc<Description>),
     /// A link is up; the name is from its hello.
     LinkUp(NodeId, NodeName),
@@ -97,6 +99,8 @@ pub struct Machine {
     view: Arc<View>,
     dirty: bool,
     think_at: Time,
+    /// A restart may have missed what others said meanwhile.
+    restarted: bool,
     pub(super) rng: Pcg32,
 }
 
@@ -121,6 +125,7 @@ impl Machine {
             view: Arc::new(view),
             dirty: true,
             think_at: now,
+            restarted: false,
             rng: Pcg32::seed_from_u64(settings.seed),
             settings,
         }
@@ -132,6 +137,7 @@ impl Machine {
         machine.neighbours.forgive(now);
         machine.dirty = true;
         machine.think_at = now;
+        machine.restarted = true;
         machine
     }
 
@@ -140,8 +146,12 @@ impl Machine {
     }
 
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        let first = effects.len();
         match input {
             Input::Observed(observation) => self.observed(now, observation),
+            Input::Heard(beacons) => {
+                beacons.into_iter().for_each(|beacon| self.observed(now, Observation::Seen(beacon)));
+            }
             Input::Described(description) => {
                 self.description = description;
                 self.think_within(now, COALESCE);
@@ -161,17 +171,21 @@ impl Machine {
             }
             Input::Unreachable(peer, reason) => self.unreachable(now, peer, &reason, effects),
             Input::Frame(peer, frame) => self.frame(now, peer, frame, effects),
+            // A child that is held is not let go because the router has not heard of it yet.
+            Input::Stale(child) if self.downlink.children.contains_key(&child) => self.dirty = true,
             Input::Stale(child) => self.dismiss(child, Parting::Stale, effects),
             Input::Reevaluate => self.think(now, effects),
             Input::Replay => {
                 self.dirty = true;
             }
-            Input::Leave => self.leave(now, effects),
+            Input::Leave => self.leave(effects),
         }
-        self.publish(now, effects);
+        self.publish(now, first, effects);
     }
 
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let first = effects.len();
+        self.make_up_for_a_restart(effects);
         if now >= self.think_at {
             self.think(now, effects);
         }
@@ -179,11 +193,25 @@ impl Machine {
             self.attempt_timed_out(now, effects);
         }
         self.report_subtree(now, effects);
-        self.publish(now, effects);
+        self.publish(now, first, effects);
     }
 
     pub fn deadline(&self) -> Option<Time> {
         earliest(earliest(Some(self.think_at), self.uplink.deadline()), self.downlink.report_at(&self.uplink))
+    }
+
+    /// Has parent and children say again what may have been lost with the mailbox.
+    fn make_up_for_a_restart(&mut self, effects: &mut Vec<Effect>) {
+        if !std::mem::take(&mut self.restarted) {
+            return;
+        }
+        if let Some(parent) = &self.uplink.parent {
+            let (tenure, serial) = (self.tenure, parent.serial);
+            let (level, effective_level) = (self.settings.level, self.effective_level());
+            let again = Frame::Attach { tenure, serial, level, effective_level, backup: false };
+            effects.push(Effect::Send(parent.id, again));
+        }
+        effects.extend(self.downlink.children.keys().map(|&child| Effect::Send(child, Frame::Resync)));
     }
 
     pub(super) fn think_within(&mut self, now: Time, wait: Duration) {
@@ -219,8 +247,7 @@ impl Machine {
                 }
             }
             Observation::Expired(id) => {
-                if self.neighbours.get(&id).is_some() {
-                    self.neighbours.sweep(now);
+                if self.neighbours.remove(&id) {
                     self.think_within(now, COALESCE);
                 }
             }
@@ -257,14 +284,15 @@ impl Machine {
             Frame::Dismiss { reason, backup } => self.dismissed(now, peer, reason, backup, effects),
             Frame::Path(path) => self.path_changed(now, peer, path, effects),
             Frame::Subtree { full, changes } => self.subtree_reported(now, peer, full, changes, effects),
+            Frame::Resync => self.report_whole_subtree_to(peer, effects),
             Frame::Lateral(lateral) => self.lateral_said(now, peer, lateral, effects),
         }
     }
 
-    fn leave(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    fn leave(&mut self, effects: &mut Vec<Effect>) {
         self.leaving = true;
         self.say_goodbye_below(effects);
-        self.say_goodbye_above(now, effects);
+        self.say_goodbye_above(effects);
     }
 
     pub(super) fn effective_level(&self) -> Level {
@@ -318,7 +346,9 @@ impl Machine {
     }
 
     /// Publishes the view if anything in it changed, and tells the children when the way up did.
-    fn publish(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    ///
+    /// The view goes before what was said in this step, `first` on: who answers is expected already.
+    fn publish(&mut self, now: Time, first: usize, effects: &mut Vec<Effect>) {
         if !std::mem::take(&mut self.dirty) {
             return;
         }
@@ -329,7 +359,7 @@ impl Machine {
             let children = self.view.children.keys().chain(&self.view.reserved);
             effects.extend(children.map(|&child| Effect::Send(child, Frame::Path(after.clone()))));
         }
-        effects.push(Effect::View(self.view.clone()));
+        effects.insert(first, Effect::View(self.view.clone()));
     }
 
     fn current_view(&self, now: Time) -> View {

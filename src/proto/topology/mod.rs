@@ -125,8 +125,21 @@ pub enum Frame {
         full: bool,
         changes: Vec<Change>,
     },
+    /// From parent to child: say again who is below you.
+    Resync,
     /// "Be my lateral"; answered by the same with `accept`, ended with `end`.
     Lateral(Lateral),
+}
+
+impl Frame {
+    /// Whether a frame from outside is within its bounds.
+    pub fn is_possible(&self) -> bool {
+        match self {
+            Self::Subtree { changes, .. } => changes.len() <= Limits::SUBTREE_CHANGES,
+            Self::Accept { path, .. } | Self::Path(path) => path.waypoints.len() <= Limits::PATH,
+            _ => true,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -298,7 +298,6 @@ impl Machine {
 
     pub(super) fn unreachable(&mut self, now: Time, peer: NodeId, reason: &str, effects: &mut Vec<Effect>) {
         if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
-            self.rest(now, peer);
             self.drop_backup(now);
         }
         self.lateral_unreachable(now, peer);
@@ -319,14 +318,28 @@ impl Machine {
             return effects.push(Effect::Dropped("impossible_path"));
         }
         if backup {
-            if let Some(kept) = self.uplink.backup.as_mut().filter(|b| b.id == peer && b.serial == serial) {
-                kept.accepted = true;
-                self.touch();
+            match self.uplink.backup.as_mut().filter(|b| b.id == peer && b.serial == serial) {
+                Some(kept) => {
+                    kept.accepted = true;
+                    self.touch();
+                }
+                None => effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved })),
             }
             return;
         }
-        // A repeated acceptance of the present parent changes nothing.
-        let Some(attempt) = self.uplink.attempt.take_if(|a| a.id == peer && a.serial == serial) else { return };
+        let Some(attempt) = self.uplink.attempt.take_if(|a| a.id == peer && a.serial == serial) else {
+            let present = self.uplink.parent.as_ref().is_some_and(|p| p.id == peer && p.serial == serial);
+            if present {
+                // Said again after a restart on either side: only the path may be news.
+                self.take_path(path);
+                self.report_whole_subtree_to(peer, effects);
+                self.touch();
+            } else {
+                // Too late: we asked somebody else meanwhile, and hold no slot here.
+                effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved }));
+            }
+            return;
+        };
         let former = self.uplink.parent.take();
         let lost = self.uplink.lost.take();
         let from = former.as_ref().map(|parent| parent.id).or(lost.as_ref().map(|(id, _, _)| *id));
@@ -350,14 +363,13 @@ impl Machine {
             self.uplink.backup = None;
         }
         self.take_path(path);
-        self.report_whole_subtree(now, effects);
+        self.report_whole_subtree_to(peer, effects);
         self.think_within(now, Duration::from_millis(200));
         self.touch();
     }
 
     pub(super) fn refused(&mut self, now: Time, peer: NodeId, serial: u64, reason: Refusal, effects: &mut Vec<Effect>) {
         if self.uplink.backup.as_ref().is_some_and(|b| b.id == peer && b.serial == serial) {
-            self.rest(now, peer);
             return self.drop_backup(now);
         }
         if self.uplink.attempt.as_ref().is_some_and(|a| a.id == peer && a.serial == serial) {
@@ -374,7 +386,6 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
-            self.rest(now, peer);
             self.drop_backup(now);
         }
         if !backup && self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) {
@@ -402,7 +413,6 @@ impl Machine {
             attempt.asked = None;
         }
         if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
-            self.rest(now, peer);
             self.drop_backup(now);
         }
         if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) {
@@ -454,7 +464,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn say_goodbye_above(&mut self, _now: Time, effects: &mut Vec<Effect>) {
+    pub(super) fn say_goodbye_above(&mut self, effects: &mut Vec<Effect>) {
         let reason = Parting::Leaving;
         if let Some(parent) = self.uplink.parent.take() {
             effects.push(Effect::Send(parent.id, Frame::Detach { serial: parent.serial, reason }));

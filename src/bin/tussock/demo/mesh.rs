@@ -15,6 +15,7 @@ use tussock::config::Layers;
 use tussock::{GeoPoint, Keypair, Level, Node, NodeId, Telemetry};
 
 use crate::output::{Failure, exit};
+use crate::run::accept_commands;
 
 /// Where the company stands.
 const CENTRE: (f64, f64) = (37.77, -122.41);
@@ -182,6 +183,8 @@ impl Victim {
                 command.args(["--peer", &format!("{id}@{address}")]);
             }
         }
+        // Its socket's link goes with the directory.
+        command.env("XDG_RUNTIME_DIR", directory.path());
         command.stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().map_err(failed)?;
         let pid = child.id();
@@ -247,15 +250,6 @@ fn plan(seed: u64, nodes: usize) -> Vec<Plan> {
     places.extend((0..platforms).map(|i| (format!("platform-{i}"), Level::PLATFORM, platform(i))));
     let key = |name: &str| Keypair::from_seed(blake3::derive_key(&format!("tussock demo {seed}"), name.as_bytes()));
     places.into_iter().map(|(name, level, position)| Plan { key: key(&name), name, level, position }).collect()
-}
-
-fn accept_commands(node: &Node) -> JoinHandle<()> {
-    let mut commands = node.commands();
-    tokio::spawn(async move {
-        while let Some(command) = commands.next().await {
-            command.accept("");
-        }
-    })
 }
 
 fn publish(node: Node, acknowledged: Arc<AtomicU64>, publishing: Arc<AtomicBool>) -> JoinHandle<()> {

@@ -170,19 +170,19 @@ async fn crash_actor(mesh: &Mesh) -> Outcome {
     (checks, detail)
 }
 
-/// The platoon that is cut off, and all below it.
-fn far_side(mesh: &Mesh) -> BTreeSet<NodeId> {
-    let Some(platoon) = mesh.get("platoon-1") else { return BTreeSet::new() };
-    let below = platoon.node.view().descendants.keys().copied().collect::<Vec<_>>();
-    below.into_iter().chain([platoon.node.id()]).collect()
+/// The platoon with the most below it: cutting it off splits the mesh best.
+fn head_of_far_side(mesh: &Mesh) -> Option<&Member> {
+    let platoons = mesh.members.iter().filter(|member| member.name.starts_with("platoon"));
+    platoons.max_by_key(|member| (member.node.view().descendants.len(), member.name.clone()))
 }
 
 async fn partition(mesh: &Mesh) -> Outcome {
-    let far = far_side(mesh);
-    let near: BTreeSet<_> = mesh.members.iter().map(|m| m.node.id()).filter(|id| !far.contains(id)).collect();
-    let Some(platoon) = mesh.get("platoon-1") else {
-        return (vec![equal("platoon-1", "there", "missing")], String::new());
+    let Some(platoon) = head_of_far_side(mesh) else {
+        return (vec![equal("a platoon", "there", "missing")], String::new());
     };
+    let below = platoon.node.view().descendants.keys().copied().collect::<Vec<_>>();
+    let far: BTreeSet<_> = below.into_iter().chain([platoon.node.id()]).collect();
+    let near: BTreeSet<_> = mesh.members.iter().map(|m| m.node.id()).filter(|id| !far.contains(id)).collect();
     let attached_before = platoon.node.view().standing == Standing::Attached;
     for member in &mesh.members {
         let other_side = if far.contains(&member.node.id()) { &near } else { &far };
@@ -203,9 +203,9 @@ async fn partition(mesh: &Mesh) -> Outcome {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let lost = attached_before && platoon.node.view().parent_id().is_none();
     let checks = vec![
-        at_least("nodes cut off with platoon-1", 2, far.len() as u64),
-        equal("platoon-1 lost its parent", true, lost),
-        equal("nodes led by platoon-1", far.len(), on(mesh, &far, head)),
+        at_least(&format!("nodes cut off with {}", platoon.name), 2, far.len() as u64),
+        equal(&format!("{} lost its parent", platoon.name), true, lost),
+        equal(&format!("nodes led by {}", platoon.name), far.len(), on(mesh, &far, head)),
         equal("nodes led by company-0", near.len(), on(mesh, &near, root)),
     ];
     (checks, format!("noticed by all after {:.2} s", took.as_secs_f64()))

@@ -68,7 +68,9 @@ pub fn decode_prefix<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), De
         return Err(DecodeError::TooLong(bytes.len()));
     }
     let config = bincode::config::standard().with_limit::<{ Limits::FRAME_BYTES }>();
-    bincode::serde::decode_from_slice(bytes, config).map_err(|error| match error {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    let decoded = bincode::serde::decode_from_slice(bytes, config);
+    decoded.map_err(|error| match error {
         bincode::error::DecodeError::UnexpectedEnd { .. } => DecodeError::Truncated,
         bincode::error::DecodeError::LimitExceeded => DecodeError::TooLong(bytes.len()),
         _ => DecodeError::Malformed,

@@ -116,10 +116,10 @@ impl Subject for Transport {
 
     fn child_ended(&mut self, now: Time, child: ActorId, reason: &str) {
         let Some(conn) = self.readers.remove(&child) else { return };
-        if let Some(connection) = self.connections.remove(&conn) {
-            if connection.is_alive() {
-                connection.close(CloseReason::Fault);
-            }
+        if let Some(connection) = self.connections.remove(&conn)
+            && connection.is_alive()
+        {
+            connection.close(CloseReason::Fault);
         }
         self.step(now, Input::Closed { conn, reason: reason.to_owned() });
     }
@@ -188,10 +188,10 @@ fn carry_out(
         }
         Output::Send { conn, frame } => {
             let Some(connection) = connections.get(&conn) else { return };
-            if let Some(bytes) = context.encode(&frame) {
-                if connection.send(bytes).is_err() {
-                    context.counters.drop_for("no_link");
-                }
+            if let Some(bytes) = context.encode(&frame)
+                && connection.send(bytes).is_err()
+            {
+                context.counters.drop_for("no_link");
             }
         }
         Output::SendBeat { conn, beat } => {

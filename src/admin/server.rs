@@ -1,7 +1,7 @@
 //! The server's side of the control socket.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub fn serve(node: Node, socket: &Path) -> std::io::Result<JoinHandle<()>> {
     }))
 }
 
-async fn converse(node: &Node, socket: &PathBuf, stream: UnixStream) -> std::io::Result<()> {
+async fn converse(node: &Node, socket: &Path, stream: UnixStream) -> std::io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     loop {
@@ -140,8 +140,10 @@ async fn events(node: &Node, follow: bool, writer: &mut (impl tokio::io::AsyncWr
     for line in first.chain(history.iter().map(|record| shapes::event_line(node, record))) {
         writer.write_all(format!("{line}\n").as_bytes()).await?;
     }
-    while follow {
-        let Some(record) = stream.next().await else { break };
+    if !follow {
+        return writer.shutdown().await;
+    }
+    while let Some(record) = stream.next().await {
         if record.seq == 0 || record.seq > last {
             let line = shapes::event_line(node, &record);
             writer.write_all(format!("{line}\n").as_bytes()).await?;

@@ -36,10 +36,10 @@ impl Dedup {
                 window
             }
             None => {
-                if self.windows.len() >= Limits::DEDUP_SOURCES {
-                    if let Some((_, oldest)) = self.recency.pop_first() {
-                        self.windows.remove(&oldest);
-                    }
+                if self.windows.len() >= Limits::DEDUP_SOURCES
+                    && let Some((_, oldest)) = self.recency.pop_first()
+                {
+                    self.windows.remove(&oldest);
                 }
                 let fresh = Window { epoch, highest: 0, seen: [0; (WINDOW / 64) as usize], used };
                 self.windows.entry(source).or_insert(fresh)

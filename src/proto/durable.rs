@@ -85,10 +85,10 @@ impl Durable {
                 if self.delivered.insert(*id) {
                     self.delivered_order.push_back(*id);
                 }
-                if self.delivered_order.len() > Limits::DELIVERED {
-                    if let Some(oldest) = self.delivered_order.pop_front() {
-                        self.delivered.remove(&oldest);
-                    }
+                if self.delivered_order.len() > Limits::DELIVERED
+                    && let Some(oldest) = self.delivered_order.pop_front()
+                {
+                    self.delivered.remove(&oldest);
                 }
             }
         }

@@ -140,10 +140,10 @@ impl Relay {
             window.push(Part::Sample(source, sample.clone()));
             self.close_if_full(now, offer.account);
         }
-        if let Some(window) = self.open.get_mut(&offer.account) {
-            if let Some(spans) = window.unit.provenance.0.get_mut(&source) {
-                spans.void.extend(&offer.void);
-            }
+        if let Some(window) = self.open.get_mut(&offer.account)
+            && let Some(spans) = window.unit.provenance.0.get_mut(&source)
+        {
+            spans.void.extend(&offer.void);
         }
     }
 

@@ -10,6 +10,7 @@ mod report;
 mod scenario;
 mod target;
 mod truth;
+mod wire;
 mod world;
 
 pub use report::{Report, Summary};

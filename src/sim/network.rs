@@ -129,10 +129,12 @@ impl Network {
         }
         let mut latest = None;
         for (begun, obstacle) in self.obstacles.values() {
-            if let Obstacle::Link(senders, receivers, over) = obstacle {
-                if senders[from] && receivers[to] && latest.is_none_or(|(at, _)| *begun >= at) {
-                    latest = Some((*begun, over));
-                }
+            if let Obstacle::Link(senders, receivers, over) = obstacle
+                && senders[from]
+                && receivers[to]
+                && latest.is_none_or(|(at, _)| *begun >= at)
+            {
+                latest = Some((*begun, over));
             }
         }
         if let Some((_, over)) = latest {

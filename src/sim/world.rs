@@ -9,7 +9,6 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 
-use crate::codec;
 use crate::config::{Config, Identity, Problems};
 use crate::id::{NodeId, NodeName};
 use crate::level::Level;
@@ -27,7 +26,7 @@ use crate::proto::topology::{Tenure, View};
 use crate::proto::{packet, router};
 use crate::sim::generate::{Blueprint, blueprints};
 use crate::sim::invariants::Invariants;
-use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, DIAL_TIMEOUT, End, GOSSIP_REDUNDANCY, IDLE_TIMEOUT, Network};
+use crate::sim::network::{IDLE_TIMEOUT, Network};
 use crate::sim::report::{Recorder, Report};
 use crate::sim::scenario::{Scenario, Text};
 use crate::sim::target::TargetSpec;
@@ -59,7 +58,7 @@ pub struct SimNode {
     tick_at: Option<Time>,
     indices: Rc<BTreeMap<NodeId, usize>>,
     bootstrap: Vec<NodeId>,
-    overlay: usize,
+    pub(super) overlay: usize,
     requests: u64,
 }
 
@@ -175,10 +174,10 @@ pub struct World {
     pub(super) labels: Vec<String>,
     queue: BinaryHeap<Reverse<Entry>>,
     order: u64,
-    overlay: Vec<usize>,
-    indices: Rc<BTreeMap<NodeId, usize>>,
+    pub(super) overlay: Vec<usize>,
+    pub(super) indices: Rc<BTreeMap<NodeId, usize>>,
     doctor: Option<Doctor>,
-    scratch: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
     seed: u64,
     over: bool,
 }
@@ -335,12 +334,13 @@ impl World {
         self.recorder.view_changed(now, &self.nodes, i);
     }
 
-    fn happen(&mut self, happening: Happening) {
+    pub(super) fn happen(&mut self, happening: Happening) {
         // A frozen node takes things up when it thaws.
-        if let Some(i) = happening.concerns() {
-            if self.nodes[i].paused > 0 && self.nodes[i].is_up() {
-                return self.nodes[i].deferred.push(happening);
-            }
+        if let Some(i) = happening.concerns()
+            && self.nodes[i].paused > 0
+            && self.nodes[i].is_up()
+        {
+            return self.nodes[i].deferred.push(happening);
         }
         match happening {
             Happening::Tick(i) => self.tick(i),
@@ -377,7 +377,7 @@ impl World {
         }
     }
 
-    fn is_open(&mut self, id: ConnId) -> bool {
+    pub(super) fn is_open(&mut self, id: ConnId) -> bool {
         self.network.conn(id).is_some_and(|(conn, side)| conn.ends[side].open)
     }
 
@@ -396,7 +396,7 @@ impl World {
         self.rearm(i);
     }
 
-    fn give(&mut self, i: usize, input: Input) {
+    pub(super) fn give(&mut self, i: usize, input: Input) {
         self.step(i, input);
         self.rearm(i);
     }
@@ -477,245 +477,6 @@ impl World {
         }
     }
 
-    fn dial(&mut self, from: usize, to: NodeId) {
-        let incarnation = self.nodes[from].incarnation;
-        let Some(&at) = self.indices.get(&to) else {
-            return self.at(self.now, Happening::DialFailed { from, incarnation, to });
-        };
-        let quality = self.network.quality(from, at);
-        // QUIC's handshake takes one round trip; what is lost of it is sent again.
-        let mut wait = quality.delay(&mut self.rng) + quality.delay(&mut self.rng);
-        let mut again = quality.retransmission().max(Duration::from_millis(200));
-        while self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) && wait < DIAL_TIMEOUT {
-            wait += again;
-            again *= 2;
-        }
-        let reachable = self.nodes[at].is_up() && self.nodes[at].paused == 0;
-        let open = self.network.blocked(from, at).is_none() && self.network.blocked(at, from).is_none();
-        if reachable && open && wait < DIAL_TIMEOUT {
-            self.recorder.wire("handshake", 2 * (1200 + DATAGRAM_OVERHEAD));
-            self.at(self.now + wait, Happening::Dialled { from, incarnation, to });
-        } else {
-            self.at(self.now + DIAL_TIMEOUT, Happening::DialFailed { from, incarnation, to });
-        }
-    }
-
-    fn dialled(&mut self, from: usize, incarnation: u64, to: NodeId) {
-        let at = self.indices[&to];
-        if self.nodes[from].incarnation != incarnation || !self.nodes[from].is_up() {
-            return;
-        }
-        if !self.nodes[at].is_up() {
-            return self.at(self.now + DIAL_TIMEOUT, Happening::DialFailed { from, incarnation, to });
-        }
-        let end = |node: usize| End { node, open: true };
-        let [mine, theirs] = self.network.connect([end(from), end(at)]);
-        let peer = self.nodes[from].id;
-        self.give(at, Input::Links(link::Input::Accepted { peer, conn: theirs }));
-        self.give(from, Input::Links(link::Input::Dialled { peer: to, conn: mine }));
-    }
-
-    fn send(&mut self, i: usize, conn: ConnId, frame: Frame) {
-        let (bytes, kind) = (self.frame_bytes(&frame), frame.kind());
-        let Some((link, side)) = self.network.conn(conn) else { return };
-        if !link.ends[side].open {
-            return;
-        }
-        let to = link.ends[1 - side].node;
-        self.recorder.wire(kind, bytes + DATAGRAM_OVERHEAD + ACK_BYTES);
-        self.recorder.sent(&self.nodes, i, &frame, bytes);
-        self.note_transmission(i, to, &frame);
-        let quality = self.network.quality(i, to);
-        let mut wait = quality.delay(&mut self.rng);
-        let mut again = quality.retransmission();
-        while quality.loss < 1.0 && self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
-            self.recorder.wire("retransmission", bytes + DATAGRAM_OVERHEAD);
-            wait += again;
-            again = (again * 2).min(Duration::from_secs(60));
-        }
-        wait += self.network.queueing(self.now, (i, to), bytes, quality.bandwidth).unwrap_or(Duration::from_secs(1));
-        let due = self.now + wait;
-        let Some((link, side)) = self.network.conn(conn) else { return };
-        let pipe = &mut link.pipes[side];
-        let due = pipe.frames.back().map_or(due, |(_, before)| due.max(*before));
-        pipe.frames.push_back((frame, due));
-        if !pipe.scheduled {
-            pipe.scheduled = true;
-            self.at(due, Happening::Deliver { conn: conn.0 / 2, side });
-        }
-    }
-
-    fn frame_bytes(&mut self, frame: &Frame) -> usize {
-        const PREFIX: usize = 6;
-        const SIGNATURE: usize = 65;
-        self.scratch.clear();
-        match frame {
-            Frame::Hello(hello) => codec::encode_into(hello, &mut self.scratch),
-            Frame::Beacon(beacon) => codec::encode_into(&**beacon, &mut self.scratch),
-            Frame::Topology(frame) => codec::encode_into(frame, &mut self.scratch),
-            Frame::Router(frame) => codec::encode_into(frame, &mut self.scratch),
-        }
-        let signature = if matches!(frame, Frame::Beacon(_)) { SIGNATURE } else { 0 };
-        PREFIX + signature + self.scratch.len()
-    }
-
-    fn deliver(&mut self, conn: u64, side: usize) {
-        let Some(link) = self.network.conns.get(&conn) else { return };
-        let (from, to) = (link.ends[side], link.ends[1 - side]);
-        let frozen = self.nodes[to.node].paused > 0 && self.nodes[to.node].is_up();
-        let blocked = self.network.blocked(from.node, to.node).is_some();
-        let again = self.network.quality(from.node, to.node).retransmission();
-        let Some(link) = self.network.conns.get_mut(&conn) else { return };
-        let pipe = &mut link.pipes[side];
-        if pipe.frames.is_empty() {
-            pipe.scheduled = false;
-            return;
-        }
-        if blocked || frozen {
-            pipe.tries += 1;
-            let wait = (again * 2u32.pow(pipe.tries.min(6))).min(Duration::from_millis(500));
-            return self.at(self.now + wait, Happening::Deliver { conn, side });
-        }
-        pipe.tries = 0;
-        let Some((frame, _)) = pipe.frames.pop_front() else { return };
-        match pipe.frames.front() {
-            Some(&(_, due)) => self.at(due, Happening::Deliver { conn, side }),
-            None => pipe.scheduled = false,
-        }
-        let end = ConnId(conn * 2 + (1 - side) as u64);
-        if !to.open {
-            // A process that restarted answers with a reset, one that is down with nothing.
-            if from.open && self.nodes[to.node].is_up() {
-                let quality = self.network.quality(to.node, from.node);
-                let at = self.now + quality.delay(&mut self.rng);
-                let conn = ConnId(conn * 2 + side as u64);
-                self.at(at, Happening::Closed { to: from.node, conn, reason: "reset".into() });
-            }
-            return;
-        }
-        self.recorder.hash(self.now, &self.nodes[to.node].name, frame.kind());
-        self.receive(to.node, end, from.node, frame);
-    }
-
-    fn receive(&mut self, i: usize, conn: ConnId, from: usize, frame: Frame) {
-        let peer = self.nodes[from].id;
-        let input = match frame {
-            Frame::Router(frame) => {
-                let up = self.nodes[i].node.as_ref().and_then(|node| node.links.conn_of(&peer)) == Some(conn);
-                if !up {
-                    return self.recorder.dropped("frame_before_hello");
-                }
-                self.recorder.received(self.now, &self.nodes, i, from, &frame);
-                self.step(i, Input::Links(link::Input::Heard(conn)));
-                Input::Router(router::Input::Frame { from: peer, frame })
-            }
-            frame => Input::Links(link::Input::Frame { conn, frame }),
-        };
-        self.give(i, input);
-    }
-
-    fn send_beat(&mut self, i: usize, conn: ConnId, beat: Beat) {
-        let Some((link, side)) = self.network.conn(conn) else { return };
-        let to = link.ends[1 - side].node;
-        let bytes = codec::encode(&beat).len() + 1;
-        self.recorder.wire("heartbeat", bytes + DATAGRAM_OVERHEAD);
-        let quality = self.network.quality(i, to);
-        if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
-            return;
-        }
-        let Some(queued) = self.network.queueing(self.now, (i, to), bytes, quality.bandwidth) else { return };
-        let far = ConnId(conn.0 ^ 1);
-        let mut copies = 1;
-        if quality.duplicate > 0.0 && self.rng.random_bool(quality.duplicate) {
-            copies = 2;
-        }
-        for _ in 0..copies {
-            let mut wait = queued + quality.delay(&mut self.rng);
-            if quality.reorder > 0.0 && self.rng.random_bool(quality.reorder) {
-                wait += (quality.latency + quality.jitter).mul_f64(self.rng.random_range(0.0..1.0));
-            }
-            self.at(self.now + wait, Happening::Beat { to, conn: far, beat });
-        }
-    }
-
-    fn close(&mut self, conn: ConnId, reason: &str) {
-        let Some((link, side)) = self.network.conn(conn) else { return };
-        let (mine, theirs) = (link.ends[side].node, link.ends[1 - side]);
-        let far = ConnId(conn.0 ^ 1);
-        let last = link.pipes[side].frames.back().map(|(_, due)| *due);
-        let quality = self.network.quality(mine, theirs.node);
-        if self.network.blocked(mine, theirs.node).is_none() && theirs.open {
-            let at = (self.now + quality.delay(&mut self.rng)).max(last.unwrap_or(self.now));
-            self.at(at, Happening::Closed { to: theirs.node, conn: far, reason: reason.to_owned() });
-        }
-        // The frames before the close are still delivered: only our end is gone.
-        if let Some((link, side)) = self.network.conn(conn) {
-            link.ends[side].open = false;
-            if !theirs.open {
-                self.network.close_end(conn);
-            }
-        }
-        self.at(self.now + IDLE_TIMEOUT, Happening::IdleCheck { conn: far });
-    }
-
-    fn idle_check(&mut self, conn: ConnId) {
-        let Some((link, side)) = self.network.conn(conn) else { return };
-        let (mine, theirs) = (link.ends[side], link.ends[1 - side]);
-        if !mine.open {
-            return;
-        }
-        let alive = theirs.open && self.network.blocked(theirs.node, mine.node).is_none();
-        if !alive {
-            self.happen(Happening::Closed { to: mine.node, conn, reason: "timed out".into() });
-        }
-    }
-
-    /// After a cut, connections across it die of silence.
-    pub(super) fn check_idle_soon(&mut self) {
-        let ends: Vec<_> =
-            self.network.conns.keys().flat_map(|&index| [ConnId(index * 2), ConnId(index * 2 + 1)]).collect();
-        for conn in ends {
-            self.at(self.now + IDLE_TIMEOUT, Happening::IdleCheck { conn });
-        }
-    }
-
-    fn broadcast(&mut self, i: usize, beacon: &Arc<Beacon>) {
-        let bytes = codec::encode(&**beacon).len() + 65;
-        let mine = self.overlay_root(self.nodes[i].overlay);
-        let mut receivers = 0;
-        for to in 0..self.nodes.len() {
-            if to == i || !self.nodes[to].is_up() || self.overlay_root(self.nodes[to].overlay) != mine {
-                continue;
-            }
-            receivers += 1;
-            let quality = self.network.quality(i, to);
-            if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
-                continue;
-            }
-            let hops = self.rng.random_range(1..=3);
-            let wait = (0..hops).map(|_| quality.delay(&mut self.rng)).sum();
-            let incarnation = self.nodes[to].incarnation;
-            self.at(self.now + wait, Happening::Heard { to, incarnation, beacon: beacon.clone() });
-        }
-        let cost = f64::from(receivers) * (bytes + DATAGRAM_OVERHEAD) as f64 * GOSSIP_REDUNDANCY;
-        self.recorder.wire("gossip", cost as usize);
-        self.recorder.beacons += 1;
-    }
-
-    fn overlay_root(&self, mut at: usize) -> usize {
-        while self.overlay[at] != at {
-            at = self.overlay[at];
-        }
-        at
-    }
-
-    /// A link joins the gossip overlays of its ends.
-    fn join_overlay(&mut self, i: usize, peer: NodeId) {
-        let other = self.indices[&peer];
-        let (a, b) = (self.overlay_root(self.nodes[i].overlay), self.overlay_root(self.nodes[other].overlay));
-        self.overlay[a.max(b)] = a.min(b);
-    }
-
     fn persist(&mut self, i: usize, ticket: u64, records: &[Record]) {
         for record in records {
             let sim = &mut self.nodes[i];
@@ -787,7 +548,7 @@ impl World {
         self.give(i, Input::Router(router::Input::Issue { request, target, text, deadline, expires }));
     }
 
-    fn note_transmission(&mut self, from: usize, to: usize, frame: &Frame) {
+    pub(super) fn note_transmission(&mut self, from: usize, to: usize, frame: &Frame) {
         let Frame::Router(RouterFrame::Along(packet)) = frame else { return };
         let Payload::Command(command) = &packet.payload else { return };
         let next = &mut self.recorder.next_command;

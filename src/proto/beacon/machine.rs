@@ -188,9 +188,8 @@ impl Machine {
             || old.can_parent != new.can_parent
             || old.operational != new.operational
             || old.addresses != new.addresses
+            || (self.has_moved() && now.since(self.said.1) >= MOVE_GAP)
         {
-            self.trickle.reset(now, &mut self.rng);
-        } else if self.has_moved() && now.since(self.said.1) >= MOVE_GAP {
             self.trickle.reset(now, &mut self.rng);
         }
         effects.push(Effect::Described(self.description.clone()));

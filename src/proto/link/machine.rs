@@ -426,10 +426,10 @@ impl Machine {
         if hello.formation != self.settings.formation {
             return self.drop_conn(now, conn, CloseReason::Foreign, effects);
         }
-        if let Some(link) = self.links.get(&peer) {
-            if link.conn == conn || hello.version() <= link.hello.version() {
-                return self.drop_conn(now, conn, CloseReason::Superseded, effects);
-            }
+        if let Some(link) = self.links.get(&peer)
+            && (link.conn == conn || hello.version() <= link.hello.version())
+        {
+            return self.drop_conn(now, conn, CloseReason::Superseded, effects);
         }
         let dialled = self.conns[&conn].dialled;
         if !dialled {

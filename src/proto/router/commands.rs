@@ -168,10 +168,8 @@ impl Machine {
         are_targets: bool,
         effects: &mut Vec<Effect>,
     ) {
-        if are_targets {
-            if let Payload::Command(command) = &packet.payload {
-                self.respond(now, command.id, Response::PassedOn(peers.clone()), effects);
-            }
+        if are_targets && let Payload::Command(command) = &packet.payload {
+            self.respond(now, command.id, Response::PassedOn(peers.clone()), effects);
         }
         for peer in peers {
             effects.push(Effect::Send { peer, frame: RouterFrame::Along(packet.clone()) });
@@ -278,10 +276,11 @@ impl Machine {
 
     fn conclude(&mut self, done: impl Fn(&Issued) -> bool, effects: &mut Vec<Effect>) {
         for issued in self.commands.issued.values_mut() {
-            if issued.request.is_some() && done(issued) {
-                if let Some(request) = issued.request.take() {
-                    effects.push(Effect::Concluded { request, outcome: issued.outcome.clone() });
-                }
+            if issued.request.is_some()
+                && done(issued)
+                && let Some(request) = issued.request.take()
+            {
+                effects.push(Effect::Concluded { request, outcome: issued.outcome.clone() });
             }
         }
     }

@@ -354,7 +354,7 @@ impl Machine {
             }
             _ => effects.push(Effect::Dropped("misplaced_payload")),
         }
-        if number % (Limits::IN_FLIGHT / 2) == 0 {
+        if number.is_multiple_of(Limits::IN_FLIGHT / 2) {
             self.send_receipts(effects);
         }
     }

@@ -59,11 +59,12 @@ impl Machine {
         let fresh = Bond::Offered { until: now + ANSWER, sent: false };
         let linked = self.links.contains_key(&peer);
         let bond = self.laterals.0.entry(peer).or_insert(fresh);
-        if let Bond::Offered { sent, .. } = bond {
-            if linked && !*sent {
-                *sent = true;
-                effects.push(Effect::Send(peer, Frame::Lateral(Lateral::Offer)));
-            }
+        if let Bond::Offered { sent, .. } = bond
+            && linked
+            && !*sent
+        {
+            *sent = true;
+            effects.push(Effect::Send(peer, Frame::Lateral(Lateral::Offer)));
         }
         self.touch();
     }

@@ -223,7 +223,7 @@ impl Machine {
 
     /// A fresh node hears several candidates out before it chooses.
     fn is_listening(&mut self, now: Time, skips: u8) -> bool {
-        let since = *self.uplink.first_sight.get_or_insert_with(|| now);
+        let since = *self.uplink.first_sight.get_or_insert(now);
         let wait = if skips == 0 { LISTEN } else { LISTEN_FOR_NEXT }.saturating_sub(now.since(since));
         if wait.is_zero() {
             return false;
@@ -244,11 +244,12 @@ impl Machine {
     pub(super) fn ask_if_linked(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let (tenure, level, effective_level) = (self.tenure, self.settings.level, self.effective_level());
         let request = |serial, backup| Frame::Attach { tenure, serial, level, effective_level, backup };
-        if let Some(attempt) = &mut self.uplink.attempt {
-            if self.links.contains_key(&attempt.id) && attempt.asked.is_none() {
-                attempt.asked = Some(now);
-                effects.push(Effect::Send(attempt.id, request(attempt.serial, false)));
-            }
+        if let Some(attempt) = &mut self.uplink.attempt
+            && self.links.contains_key(&attempt.id)
+            && attempt.asked.is_none()
+        {
+            attempt.asked = Some(now);
+            effects.push(Effect::Send(attempt.id, request(attempt.serial, false)));
         }
         if let Some(backup) = &mut self.uplink.backup {
             let is_parent_to_be = self.uplink.attempt.as_ref().is_some_and(|attempt| attempt.id == backup.id);

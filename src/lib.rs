@@ -1,4 +1,4 @@
-#![doc = "A runtime for hierarchical peer-to-peer meshes."]
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub mod actors;

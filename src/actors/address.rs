@@ -28,8 +28,6 @@ pub enum Undelivered {
 pub enum AskError {
     #[error("the subsystem is being restarted; try again")]
     Restarting,
-    #[error("the subsystem is busy; try again")]
-    Busy,
     #[error("no answer in time")]
     TimedOut,
 }
@@ -115,7 +113,7 @@ impl<M: Send + 'static> Address<M> {
     }
 
     /// The supervisor says who is reached from now on.
-    pub(super) fn set(&self, actor: Option<ActorRef<Envelope<M>>>) {
+    pub fn set(&self, actor: Option<ActorRef<Envelope<M>>>) {
         self.current.send_replace(actor);
     }
 

@@ -14,7 +14,7 @@ mod supervisor;
 mod topology;
 mod transport;
 
-pub use address::{Address, AskError, MailboxLevel, Undelivered};
+pub use address::{Address, AskError, Envelope, MailboxLevel, Undelivered};
 pub use context::{Addresses, Context, HostCommand};
 pub use counters::Counters;
 pub use supervisor::{ActorReport, ExitKind, HostActor, LastExit, NodeExit, NodeSupervisor, SupervisorMessage};

@@ -225,8 +225,15 @@ impl Drop for Sockets {
 }
 
 fn private_dir(directory: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // In a shared place somebody else may have made it before: then it is theirs to read.
+    let metadata = std::fs::symlink_metadata(directory)?;
+    if !metadata.is_dir() || metadata.permissions().mode() & 0o077 != 0 {
+        let message = format!("{} is not a private directory", directory.display());
+        return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, message));
+    }
+    Ok(())
 }
 
 fn announce(node: &Node, socket: &Path, format: Format) {

@@ -255,3 +255,85 @@ impl Machine {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Keypair, NodeName};
+    use crate::level::Level;
+    use crate::proto::beacon::tests::sample;
+    use crate::proto::topology::Tenure;
+
+    fn key() -> Keypair {
+        Keypair::from_seed([7; 32])
+    }
+
+    fn machine() -> Machine {
+        let settings = Settings {
+            formation: FormationId(*b"training"),
+            ttl: Duration::from_secs(30),
+            interval_min: Duration::from_secs(1),
+            interval_max: Duration::from_secs(10),
+            geohash_precision: 7,
+            max_distance_m: 10_000.0,
+            incarnation: 1,
+            seed: 1,
+        };
+        let name = NodeName::new("n").unwrap();
+        let view = Arc::new(View::alone(key().id(), name, Level::SQUAD, Tenure::default(), 16));
+        Machine::new(Time::ZERO, settings, Description::default(), view)
+    }
+
+    fn step(machine: &mut Machine, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        machine.step(Time::ZERO, input, &mut effects);
+        effects
+    }
+
+    #[test]
+    fn a_node_that_hears_its_own_beacon_ignores_it() {
+        let mut machine = machine();
+        let own = Arc::new(sample(&key()));
+        assert_eq!(step(&mut machine, Input::Heard(own)), [Effect::Dropped("own_beacon")]);
+        assert!(machine.neighbours().is_empty());
+    }
+
+    #[test]
+    fn another_formation_is_not_heard() {
+        let mut machine = machine();
+        let stranger = sample(&Keypair::from_seed([8; 32]));
+        let stranger = Arc::new(Beacon { formation: FormationId(*b"enemies!"), ..stranger });
+        assert_eq!(step(&mut machine, Input::Heard(stranger)), [Effect::Dropped("foreign_formation")]);
+    }
+
+    #[test]
+    fn there_is_one_beacon_loop_however_often_the_machine_restarts() {
+        let mut machine = machine();
+        let (mut sent, mut sequences) = (0, std::collections::BTreeSet::new());
+        for second in 1..=100u64 {
+            let now = Time::ZERO + Duration::from_secs(second);
+            machine = Machine::recover(now, &machine);
+            let mut effects = Vec::new();
+            while machine.deadline().is_some_and(|at| at <= now) {
+                machine.tick(now, &mut effects);
+            }
+            for effect in effects {
+                let Effect::Broadcast(beacon) = effect else { continue };
+                sent += 1;
+                assert!(sequences.insert(beacon.sequence), "a number is used once");
+            }
+        }
+        // Each restart hastens the next beacon to within the shortest interval, and no further.
+        assert!((50..=110).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn a_changed_capability_is_out_at_once_and_a_goodbye_too() {
+        let mut machine = machine();
+        let capability = crate::proto::beacon::Capability { kind: "camera".into(), confidence_percent: 90 };
+        step(&mut machine, Input::Describe(SelfPatch::Capabilities(vec![capability])));
+        assert!(machine.deadline().unwrap() <= Time::ZERO + Duration::from_millis(50));
+        let said = step(&mut machine, Input::Leave);
+        assert!(matches!(&said[..], [Effect::Broadcast(goodbye)] if goodbye.ttl_s == 0));
+    }
+}

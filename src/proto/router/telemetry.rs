@@ -65,7 +65,10 @@ pub struct Counts {
     pub committed: u64,
     pub forwarded: u64,
     pub reoffered: u64,
-    pub deferred_units: u64,
+    /// Units asked for again in parts.
+    pub split_units: u64,
+    /// Units that left a relay's memory for lack of room before they were known to be committed.
+    pub forgotten_units: u64,
 }
 
 /// What the router remembers of samples beside the durable state. All of it may be lost.
@@ -144,7 +147,13 @@ impl Machine {
         let outbox = &self.durable.outbox;
         let (acknowledged, evicted) = (outbox.next_sequence() - 1, outbox.evicted());
         let committed = acknowledged - evicted - outbox.depth() as u64;
-        Counts { acknowledged, evicted, committed, ..self.telemetry.counts }
+        Counts {
+            acknowledged,
+            evicted,
+            committed,
+            forgotten_units: self.telemetry.relay.evicted,
+            ..self.telemetry.counts
+        }
     }
 
     /// Units a relay keeps.
@@ -385,7 +394,7 @@ impl Machine {
                 self.owe_marks(now, sources);
             }
             Judgement::Split { have } => {
-                self.telemetry.counts.deferred_units += 1;
+                self.telemetry.counts.split_units += 1;
                 effects.push(Effect::Send { peer: from, frame: RouterFrame::Split { unit: number, have } });
             }
         }

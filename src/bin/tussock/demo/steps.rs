@@ -71,10 +71,18 @@ fn agreeing(mesh: &Mesh) -> usize {
 
 async fn form(mesh: &Mesh) -> Outcome {
     let started = Instant::now();
-    wait_until(async || in_tree(mesh) == mesh.living() && agreeing(mesh) == mesh.members.len()).await;
+    let led = |mesh: &Mesh| {
+        let leader = mesh.victim.id;
+        mesh.root().view().descendants.values().filter(|(_, below)| below.parent == leader).count()
+    };
+    wait_until(async || {
+        in_tree(mesh) == mesh.living() && agreeing(mesh) == mesh.members.len() && led(mesh) > 0
+    })
+    .await;
     let checks = vec![
         equal("nodes in the tree", mesh.living(), in_tree(mesh)),
         equal("nodes that name company-0 as root", mesh.members.len(), agreeing(mesh)),
+        at_least(&format!("platforms led by {}", mesh.victim.name), 1, led(mesh) as u64),
     ];
     (checks, format!("formed after {:.2} s", started.elapsed().as_secs_f64()))
 }

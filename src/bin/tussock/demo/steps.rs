@@ -75,10 +75,7 @@ async fn form(mesh: &Mesh) -> Outcome {
         let leader = mesh.victim.id;
         mesh.root().view().descendants.values().filter(|(_, below)| below.parent == leader).count()
     };
-    wait_until(async || {
-        in_tree(mesh) == mesh.living() && agreeing(mesh) == mesh.members.len() && led(mesh) > 0
-    })
-    .await;
+    wait_until(async || in_tree(mesh) == mesh.living() && agreeing(mesh) == mesh.members.len() && led(mesh) > 0).await;
     let checks = vec![
         equal("nodes in the tree", mesh.living(), in_tree(mesh)),
         equal("nodes that name company-0 as root", mesh.members.len(), agreeing(mesh)),

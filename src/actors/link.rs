@@ -79,7 +79,14 @@ async fn read(context: &Context, connection: &dyn MeshConnection) -> String {
                     return format!("fault: {error}");
                 }
             },
-            Err(reason) => return reason,
+            Err(reason) => {
+                // The connection is alive, so it is what came over it that ends it: a length beyond the limit.
+                if connection.is_alive() {
+                    context.counters.drop_for("frame_too_long");
+                    connection.close(CloseReason::Fault);
+                }
+                return reason;
+            }
         };
         if context.addresses.transport.tell_data(message).await.is_err() {
             context.counters.drop_for("restarting");

@@ -3,7 +3,7 @@
 //! The actors turn each [`Step`] into a message or an action; [`Node`] runs all machines in one place, for the
 //! simulator, until nothing is left to do but what concerns the world.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -345,10 +345,5 @@ impl Node {
         for input in after_restart(part) {
             self.step(now, input, out);
         }
-    }
-
-    /// The links that are up, by name.
-    pub fn links_up(&self) -> BTreeMap<NodeId, NodeName> {
-        self.links.up()
     }
 }

@@ -84,3 +84,23 @@ fn is_on_cycle(nodes: &[SimNode], start: usize) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_beyond_its_bound_is_noticed() {
+        let mut invariants = Invariants::default();
+        invariants.check_bounds(Time::ZERO, "n", &[("outbox", 10, 10), ("descendants", 11, 10)]);
+        assert_eq!((invariants.checks, invariants.violations_total), (2, 1));
+        assert!(invariants.violations[0].detail.contains("descendants of n: 11 of 10"));
+    }
+
+    #[test]
+    fn the_first_hundred_violations_are_kept_and_all_are_counted() {
+        let mut invariants = Invariants::default();
+        (0..1000).for_each(|_| invariants.check(Time::ZERO, "x", false, String::new));
+        assert_eq!((invariants.violations.len(), invariants.violations_total), (100, 1000));
+    }
+}

@@ -451,8 +451,9 @@ impl World {
                 format!("{} has no parent, though somebody has a free slot", node.name)
             });
             let mut top = i;
-            while let Some(parent) = link_up(nodes, top) {
-                top = parent;
+            // A path is no longer than there are nodes, unless it is a cycle, which is reported as one.
+            for _ in nodes {
+                top = link_up(nodes, top).unwrap_or(top);
             }
             self.invariants.check(now, "settled_root", view.root() == nodes[top].id, || {
                 format!("{} names another root than {}", node.name, nodes[top].name)

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::config::{Config, Layers, Place, Problem, Problems, Span, locate_key, read_text};
 use crate::id::NodeName;
+use crate::proto::beacon::Mobility;
 use crate::proto::geo::GeoPoint;
 use crate::sim::target::TargetSpec;
 
@@ -94,7 +95,7 @@ pub struct NodeEntry {
     #[serde(default)]
     pub parent_priority: Option<u8>,
     #[serde(default)]
-    pub mobility: Option<String>,
+    pub mobility: Option<Mobility>,
     /// Whether its disk survives a crash.
     #[serde(default = "yes")]
     pub disk: bool,
@@ -307,6 +308,17 @@ impl Scenario {
             if fault.properties.as_ref().is_some_and(|p| !fine(p)) {
                 problems.push(text.problem(&key, "a probability is between 0 and 1", "change it"));
             }
+        }
+        let mesh = &self.mesh;
+        if mesh.bootstrap.as_integer().is_none_or(|n| !(1..=1000).contains(&n)) {
+            problems.push(text.problem(&["mesh", "bootstrap"], "bootstrap is out of range", "between 1 and 1000"));
+        }
+        if !mesh.strategy.is_str() {
+            problems.push(text.problem(&["mesh", "strategy"], "strategy is no text", "write strategy = \"dynamic\""));
+        }
+        if !mesh.settings.is_table() {
+            let fix = "write settings = { \"beacon.ttl\" = \"30s\" }";
+            problems.push(text.problem(&["mesh", "settings"], "settings is no table", fix));
         }
         if !(1..=60).contains(&self.telemetry.metrics) {
             problems.push(text.problem(&["telemetry", "metrics"], "metrics is out of range", "between 1 and 60"));

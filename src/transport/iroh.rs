@@ -433,6 +433,9 @@ impl MeshConnection for IrohConnection {
         if let Some(reason) = self.closed() {
             return Err(TransportError::Closed { reason });
         }
+        if frame.len() > Limits::FRAME_BYTES + PREFIX {
+            return Err(TransportError::TooLarge { bytes: frame.len() });
+        }
         self.outgoing.try_send(frame).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => TransportError::Busy,
             mpsc::error::TrySendError::Closed(_) => TransportError::Closed { reason: "the stream ended".into() },

@@ -208,6 +208,7 @@ mod port {
     //! The port itself, below the link machine.
 
     use bytes::Bytes;
+    use tussock::Node;
     use tussock::id::FormationId;
     use tussock::limits::Limits;
     use tussock::proto::link::CloseReason;
@@ -266,6 +267,37 @@ mod port {
         eventually("the end is known", async || !there.is_alive()).await;
         a.stop().await;
         b.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_no_frame_closes_its_link_with_a_reason_and_a_count_and_harms_no_other() {
+        let node = Node::builder().name("n").key(key(1)).spawn().await.unwrap();
+        let friend = Node::builder().name("friend").key(key(2)).spawn().await.unwrap();
+        friend.transport().locate(node.id(), node.listen());
+        friend.transport().connect(node.id());
+        node.transport().connect(friend.id());
+        eventually("the friend is linked", async || node.transport().is_connected(&friend.id()).await.unwrap()).await;
+        let formation = node.config().formation_id();
+        let stranger = IrohTransport::start(&key(3), formation, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let framed = |body: &[u8]| [&(body.len() as u32).to_le_bytes(), body].concat();
+        let cases = [
+            (vec![255; 8], "frame_too_long"),
+            (framed(&[9, 0, 0]), "frame_version"),
+            (framed(&[1, 200, 0]), "frame_malformed"),
+            (framed(&[1, 0, 7]), "frame_truncated"),
+            (framed(&[1, 1, 1, 2, 3]), "frame_truncated"),
+        ];
+        for (bytes, counted) in cases {
+            let before = node.dropped().get(counted).copied().unwrap_or(0);
+            let connection = stranger.dial(node.id(), node.listen()).await.unwrap();
+            connection.send(bytes.clone().into()).unwrap();
+            let reason = connection.receive().await.unwrap_err();
+            assert_eq!(reason, CloseReason::Fault.label(), "{bytes:?}");
+            let after = node.dropped().get(counted).copied().unwrap_or(0);
+            assert!(after > before, "{bytes:?} is counted as {counted}: {:?}", node.dropped());
+        }
+        assert!(node.transport().is_connected(&friend.id()).await.unwrap());
+        stranger.stop().await;
     }
 
     #[tokio::test]

@@ -83,6 +83,7 @@ fn what_a_scenario_may_not_say_is_refused_with_its_place() {
         ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\ntarget = \"squad:7\"\n", ":10:10: ", "there is no node `squad-7`"),
         ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\n", ":", "needs a target"),
         ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\ntarget = \"squad:0\"\nfro = \"2s\"\n", ":11:1: ", "did you mean"),
+        ("bootstrap = \"many\"\n", ":7:13: ", "bootstrap is out of range"),
         ("[links]\nloss = 1.5\n", ":", "a probability is between 0 and 1"),
         ("[links]\nbandwidth = \"fast\"\n", ":8:13: ", "is not a bandwidth"),
         ("[[command]]\nat = \"1s\"\nfrom = \"company:0\"\ntarget = \"nobody\"\n", ":10:10: ", "no target of a command"),

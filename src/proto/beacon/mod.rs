@@ -1,6 +1,7 @@
 //! Beacons: what a node says of itself to whoever can hear, and the table of those heard.
 
 mod machine;
+mod packed;
 mod table;
 mod trickle;
 
@@ -101,6 +102,7 @@ impl Fix {
 
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "packed::Packed", try_from = "packed::Packed")]
 pub struct Beacon {
     pub formation: FormationId,
     pub id: NodeId,
@@ -284,7 +286,7 @@ pub(crate) mod tests {
         let beacon = sample(&key);
         let bytes = beacon.sign(&key);
         assert_eq!(Beacon::verify(&bytes), Ok(beacon));
-        assert!(bytes.len() <= 180, "{} bytes", bytes.len());
+        assert!(bytes.len() <= 160, "{} bytes", bytes.len());
     }
 
     #[test]

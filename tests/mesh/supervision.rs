@@ -135,6 +135,9 @@ async fn a_second_crash_within_the_window_restarts_from_nothing_and_the_node_fin
         let report = node.actors().await.unwrap().into_iter().find(|r| r.actor == subsystem).unwrap();
         assert!(!report.warm, "{subsystem:?}");
         mesh.until_formed().await;
+        // Parent and child agree on both sides, even where nothing but heartbeats passes between them.
+        let (leaf, parent) = (mesh.leaf.id(), mesh.parent().clone());
+        eventually("the parent holds the leaf", async || parent.view().children.contains_key(&leaf)).await;
         tokio::time::sleep(Duration::from_secs(31)).await;
     }
 }

@@ -201,6 +201,7 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         if !self.downlink.children.contains_key(&peer) {
+            self.dismiss(peer, Parting::Stale, effects);
             return effects.push(Effect::Dropped("subtree_of_stranger"));
         }
         if full {

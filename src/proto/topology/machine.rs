@@ -166,6 +166,8 @@ impl Machine {
                 for (peer, name) in up {
                     if !self.links.contains_key(&peer) {
                         self.link_up(now, peer, name, effects);
+                        // It may take us for its parent from before we forgot: then its answer shows it.
+                        effects.push(Effect::Send(peer, Frame::Resync));
                     }
                 }
             }

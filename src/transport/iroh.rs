@@ -223,6 +223,9 @@ impl MeshTransport for IrohTransport {
         let (endpoint, lookup) = (self.endpoint.clone(), self.lookup.clone());
         let (gate, registry) = (self.gate.clone(), self.registry.clone());
         async move {
+            if endpoint.is_closed() {
+                return Err(TransportError::NotStarted);
+            }
             let failed = |reason: String| TransportError::ConnectionFailed { peer, reason };
             let id = EndpointId::from_bytes(peer.as_bytes()).map_err(|error| failed(error.to_string()))?;
             let dialling = async {

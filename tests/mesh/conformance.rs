@@ -238,6 +238,21 @@ mod port {
     }
 
     #[tokio::test]
+    async fn over_quic_too_large_is_refused_and_a_stopped_transport_says_so() {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let a = IrohTransport::start(&key(1), FormationId::default(), listen).await.unwrap();
+        let b = IrohTransport::start(&key(2), FormationId::default(), listen).await.unwrap();
+        let connection = a.dial(b.me(), b.addresses()).await.unwrap();
+        let huge = Bytes::from(vec![0; Limits::FRAME_BYTES + 5]);
+        assert!(matches!(connection.send(huge), Err(TransportError::TooLarge { .. })));
+        assert!(connection.is_alive());
+        a.stop().await;
+        assert!(matches!(a.dial(b.me(), b.addresses()).await, Err(TransportError::NotStarted)));
+        assert!(a.accept().await.is_none());
+        b.stop().await;
+    }
+
+    #[tokio::test]
     async fn a_port_in_use_is_named() {
         let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();

@@ -35,6 +35,11 @@ impl Laterals {
         self.0.iter().filter(|(_, bond)| **bond == Bond::Accepted).map(|(&id, _)| id)
     }
 
+    /// Places taken: an offer under way may be accepted at any time.
+    fn taken(&self) -> usize {
+        self.wanted().count()
+    }
+
     pub fn wanted(&self) -> impl Iterator<Item = NodeId> {
         self.0.iter().filter(|(_, bond)| !matches!(bond, Bond::Resting { .. })).map(|(&id, _)| id)
     }
@@ -94,7 +99,11 @@ impl Machine {
             (Lateral::Offer, Some(Bond::Accepted)) => {
                 effects.push(Effect::Send(peer, Frame::Lateral(Lateral::Accept)));
             }
-            (Lateral::Offer, _) if self.leaving || self.laterals.accepted().count() >= self.settings.max_laterals => {
+            (Lateral::Offer, Some(Bond::Offered { .. })) => {
+                effects.push(Effect::Send(peer, Frame::Lateral(Lateral::Accept)));
+                self.lateral_found(peer, effects);
+            }
+            (Lateral::Offer, _) if self.leaving || self.laterals.taken() >= self.settings.max_laterals => {
                 effects.push(Effect::Send(peer, Frame::Lateral(Lateral::End)));
             }
             // Only who is known to be of this level is a lateral.

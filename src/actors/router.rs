@@ -1,4 +1,4 @@
-//! The RouterActor: samples up, commands down, and nothing that depends on a record before it is kept.
+//! The RouterActor: samples up, commands down; acknowledged and delivered once their records are kept.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The router machine: takes what hosts and links bring, and lets nothing depend on a record that is not kept yet.
+//! The router machine: takes what hosts and links bring; acknowledges and delivers only what is on record.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::id::NodeId;
 use crate::limits::Limits;
+use crate::proto::aggregate::Source;
 use crate::proto::dedup::Dedup;
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
@@ -127,7 +128,9 @@ pub(super) enum Pending {
         sequence: u64,
     },
     Deliver(Command),
-    /// Marks may go out; offers may be made.
+    /// Marks for what was committed.
+    Marks(Vec<Source>),
+    /// What was bound may be offered.
     Proceed,
 }
 
@@ -205,7 +208,8 @@ impl Machine {
         match self.pending.remove(&ticket) {
             Some(Pending::Publish { request, sequence }) => self.acknowledged(now, request, sequence, effects),
             Some(Pending::Deliver(command)) => self.deliver(command, effects),
-            Some(Pending::Proceed) => self.proceed(now, effects),
+            Some(Pending::Marks(sources)) => self.owe_marks(now, sources),
+            Some(Pending::Proceed) => self.pump(now, effects),
             None => {}
         }
     }

@@ -92,8 +92,6 @@ pub(super) struct Telemetrist {
     receipts_at: Option<Time>,
     unmarked: BTreeSet<Source>,
     marks_at: Option<Time>,
-    /// Commits whose records are not kept yet: their marks wait.
-    committing: Vec<Source>,
 }
 
 impl Telemetrist {
@@ -115,7 +113,6 @@ impl Telemetrist {
             receipts_at: None,
             unmarked: BTreeSet::new(),
             marks_at: None,
-            committing: Vec::new(),
         }
     }
 
@@ -248,14 +245,7 @@ impl Machine {
         effects.push(Effect::Published { request, result: Ok(published) });
     }
 
-    /// Records are kept: marks may go out, and what was bound may be offered.
-    pub(super) fn proceed(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let committed = std::mem::take(&mut self.telemetry.committing);
-        self.owe_marks(now, committed);
-        self.pump(now, effects);
-    }
-
-    fn owe_marks(&mut self, now: Time, sources: Vec<Source>) {
+    pub(super) fn owe_marks(&mut self, now: Time, sources: Vec<Source>) {
         if !sources.is_empty() {
             self.telemetry.unmarked.extend(sources);
             self.telemetry.marks_at.get_or_insert(now + GATHER_MARKS);
@@ -426,8 +416,8 @@ impl Machine {
     }
 
     fn commit(&mut self, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
-        self.telemetry.committing.extend(unit.provenance.0.keys().copied());
-        self.persist(vec![Record::Commit(unit)], Pending::Proceed, effects);
+        let sources = unit.provenance.0.keys().copied().collect();
+        self.persist(vec![Record::Commit(unit)], Pending::Marks(sources), effects);
     }
 
     fn void(&mut self, unit: Arc<Unit>, effects: &mut Vec<Effect>) {

@@ -28,7 +28,8 @@ pub struct Member {
     pub node: Node,
     /// Samples for which `publish` returned Ok.
     pub acknowledged: Arc<AtomicU64>,
-    tasks: Vec<JoinHandle<()>>,
+    publisher: Option<JoinHandle<()>>,
+    accepting: JoinHandle<()>,
 }
 
 /// The squad that is a process of its own.
@@ -44,7 +45,7 @@ pub struct Victim {
 pub struct Mesh {
     pub members: Vec<Member>,
     pub victim: Victim,
-    pub publishing: Arc<AtomicBool>,
+    publishing: Arc<AtomicBool>,
 }
 
 /// A node that is to be.
@@ -81,11 +82,10 @@ impl Mesh {
                 bootstrap.push((node.id(), node.listen()));
             }
             let acknowledged = Arc::new(AtomicU64::new(0));
-            let mut tasks = vec![accept_commands(&node)];
-            if plan.level == Level::PLATFORM {
-                tasks.push(publish(node.clone(), acknowledged.clone(), publishing.clone()));
-            }
-            members.push(Member { name: plan.name, node, acknowledged, tasks });
+            let accepting = accept_commands(&node);
+            let publisher = (plan.level == Level::PLATFORM)
+                .then(|| publish(node.clone(), acknowledged.clone(), publishing.clone()));
+            members.push(Member { name: plan.name, node, acknowledged, publisher, accepting });
         }
         let victim = victim.ok_or_else(|| Failure::new(exit::FAILED, "demo", "there is no squad-2", "report this"))?;
         Ok(Self { members, victim, publishing })
@@ -150,11 +150,19 @@ impl Mesh {
         self.members.iter().map(described).chain([victim]).collect()
     }
 
-    pub async fn stop(&mut self) {
+    /// Lets every publisher finish the call it is in.
+    pub async fn stop_publishing(&mut self) {
         self.publishing.store(false, Ordering::SeqCst);
+        for publisher in self.members.iter_mut().filter_map(|member| member.publisher.take()) {
+            let _ = publisher.await;
+        }
+    }
+
+    pub async fn stop(&mut self) {
+        self.stop_publishing().await;
         let _ = self.victim.child.start_kill();
         for member in &mut self.members {
-            member.tasks.iter().for_each(JoinHandle::abort);
+            member.accepting.abort();
         }
         let stopping = self.members.iter().rev().map(|member| member.node.shutdown());
         for stopped in futures_util::future::join_all(stopping).await {

@@ -1,7 +1,6 @@
 //! The steps of the demo: what is done, what is waited for, and what is compared.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -240,9 +239,7 @@ async fn heal(mesh: &Mesh) -> Outcome {
 }
 
 async fn stop(mesh: &mut Mesh) -> Outcome {
-    mesh.publishing.store(false, Ordering::SeqCst);
-    // A publisher that is in the middle of a call finishes it.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    mesh.stop_publishing().await;
     let acknowledged = mesh.acknowledged();
     let settled = async || {
         let counted = mesh.counted().await;

@@ -12,7 +12,7 @@ use tussock::actors::{Address, Envelope};
 use tussock::id::{FormationId, NodeName};
 use tussock::proto::beacon::{Beacon, Mobility, Neighbours, Resources};
 use tussock::proto::election::Role;
-use tussock::proto::packet::{Command, DataPacket, Direction, PacketType, Payload};
+use tussock::proto::packet::{Command, DataPacket, Direction, Order, PacketType, Payload};
 use tussock::proto::router::decide;
 use tussock::proto::topology::{ChildView, Descendant, Tenure, View};
 use tussock::time::Time;
@@ -117,7 +117,8 @@ fn routing(c: &mut Criterion) {
         let below = Descendant { id: child, name, level, effective_level: level, parent: id(0), version: (1, 1) };
         Arc::make_mut(&mut view.descendants).insert(child, (child, below));
     }
-    let command = Command { id: uuid::Uuid::nil(), issuer: id(0), text: "hold".into(), remaining_ms: 1000 };
+    let command =
+        Command { id: uuid::Uuid::nil(), issuer: id(0), order: Order::Host("hold".into()), remaining_ms: 1000 };
     let packet = |target| DataPacket {
         id: uuid::Uuid::nil(),
         source: id(0),

@@ -56,6 +56,8 @@ impl Limits {
     pub const COMMAND_BYTES: usize = 16 * 1024;
     /// The longest lifetime of a command.
     pub const COMMAND_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+    /// Candidates in an explanation for another node; 700 bytes each.
+    pub const EXPLAINED: usize = 32;
     /// Nodes one command waits for.
     pub const ACKS: usize = 20_000;
     /// A sample's metrics and the bytes of a metric's name.

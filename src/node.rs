@@ -1,6 +1,14 @@
 //! A node: all that a host sees.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod command;
+mod handles;
+
+pub use command::{CommandStream, IssueCommand, ReceivedCommand};
+pub use handles::{
+    BeaconHandle, DiscoveryHandle, JanitorHandle, MetricsHandle, RouterHandle, TopologyHandle, TransportHandle,
+};
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,30 +19,23 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
-use uuid::Uuid;
 
-use crate::actors::{
-    ActorReport, AskError, Context, HostActor, HostCommand, NodeExit, NodeSupervisor, SupervisorMessage,
-};
+use crate::actors::{ActorReport, AskError, Context, HostActor, NodeExit, NodeSupervisor, SupervisorMessage};
 use crate::config::{Config, Identity, Problem, Problems, StaticPeer};
 use crate::id::{InvalidName, Keypair, NodeId, NodeName};
 use crate::level::Level;
 use crate::limits::Limits;
-use crate::messages::{
-    BeaconMessage, EventRecord, Failing, JanitorMessage, Links, MetricsMessage, RouterMessage, RouterReport, Subsystem,
-    TopologyMessage, TransportMessage,
-};
+use crate::messages::{EventRecord, Failing, RouterMessage, Subsystem};
 use crate::proto::account::AccountId;
-use crate::proto::beacon::{Description, Neighbours, SelfPatch};
 use crate::proto::durable::Durable;
 use crate::proto::event::Event;
 use crate::proto::geo::GeoPoint;
 use crate::proto::node::Input;
-use crate::proto::packet::{Target, Verdict};
-use crate::proto::router::{Outcome, PublishError, Published};
+use crate::proto::packet::{Order, Target};
+use crate::proto::router;
+use crate::proto::router::{PublishError, Published};
 use crate::proto::sample::Telemetry;
 use crate::proto::topology::{View, Why};
-use crate::proto::{beacon, link, router, topology};
 use crate::storage::{DataDir, Journal, StorageError, identity};
 use crate::transport::iroh::IrohTransport;
 use crate::transport::memory::Switchboard;
@@ -68,6 +69,8 @@ pub enum NodeError {
     CommandTooLong(usize),
     #[error("a command's deadline and lifetime are between 1 ms and 24 h")]
     Lifetime,
+    #[error("{0:?} did not answer")]
+    NoAnswer(NodeId),
     #[error("{0}")]
     Refused(String),
 }
@@ -320,7 +323,16 @@ impl Node {
     /// Issues a command; await it for the answers, after setting a deadline if five seconds do not fit.
     pub fn command(&self, target: Target, text: impl Into<String>) -> IssueCommand {
         let (deadline, expires) = (Duration::from_secs(5), Duration::from_secs(60));
-        IssueCommand { node: self.clone(), target, text: text.into(), deadline, expires }
+        IssueCommand { node: self.clone(), target, order: Order::Host(text.into()), deadline, expires }
+    }
+
+    /// Why another node has the parent it has, by its own account: the best candidates, times on its own clock.
+    pub async fn why(&self, other: NodeId) -> Result<Why, NodeError> {
+        let (order, deadline) = (Order::Explain, Limits::CALL);
+        let target = Target::Node(other);
+        let asked = IssueCommand { node: self.clone(), target, order, deadline, expires: deadline };
+        let reply = asked.await?.replies.remove(&other).and_then(|reply| reply.why);
+        reply.map(|why| *why).ok_or(NodeError::NoAnswer(other))
     }
 
     /// The commands for this host. Asking for them again takes them away from who asked before.
@@ -333,11 +345,6 @@ impl Node {
     /// What happens from now on. A reader that lags is told how much it missed.
     pub fn events(&self) -> EventStream {
         EventStream { records: self.inner.context.events.subscribe(), ended: self.inner.ended.subscribe() }
-    }
-
-    /// The recent events.
-    pub async fn history(&self) -> Result<Vec<EventRecord>, NodeError> {
-        Ok(self.inner.context.addresses.metrics.ask(MetricsMessage::History).await?)
     }
 
     /// Stops a subsystem in order and starts it again from its snapshot. Handles stay valid.
@@ -384,6 +391,14 @@ impl Node {
         TransportHandle(&self.inner.context)
     }
 
+    pub fn discovery(&self) -> DiscoveryHandle<'_> {
+        DiscoveryHandle(&self.inner.context)
+    }
+
+    pub fn metrics(&self) -> MetricsHandle<'_> {
+        MetricsHandle(&self.inner.context)
+    }
+
     pub fn janitor(&self) -> JanitorHandle<'_> {
         JanitorHandle(&self.inner.context)
     }
@@ -422,124 +437,6 @@ impl Node {
     }
 }
 
-/// A command being issued.
-pub struct IssueCommand {
-    node: Node,
-    target: Target,
-    text: String,
-    deadline: Duration,
-    expires: Duration,
-}
-
-impl IssueCommand {
-    /// How long to wait for answers.
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// How long the command lives.
-    pub fn expires(mut self, expires: Duration) -> Self {
-        self.expires = expires;
-        self
-    }
-}
-
-impl IntoFuture for IssueCommand {
-    type Output = Result<Outcome, NodeError>;
-    type IntoFuture = futures_util::future::BoxFuture<'static, Self::Output>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let Self { node, target, text, deadline, expires } = self;
-            if text.len() > Limits::COMMAND_BYTES {
-                return Err(NodeError::CommandTooLong(text.len()));
-            }
-            let lifetimes = Duration::from_millis(1)..=Limits::COMMAND_LIFETIME;
-            if !lifetimes.contains(&deadline) || !lifetimes.contains(&expires) {
-                return Err(NodeError::Lifetime);
-            }
-            let router = &node.inner.context.addresses.router;
-            let question = |reply| RouterMessage::Command { target, text, deadline, expires, reply };
-            Ok(router.ask_within(deadline + Limits::CALL, question).await?)
-        })
-    }
-}
-
-/// The commands for a host.
-pub struct CommandStream {
-    context: Context,
-    receiver: mpsc::Receiver<HostCommand>,
-    ended: watch::Receiver<Option<NodeExit>>,
-}
-
-impl CommandStream {
-    /// The next command; `None` when the node has ended, or somebody else asked for the commands. Cancel-safe.
-    pub async fn next(&mut self) -> Option<ReceivedCommand> {
-        let command = tokio::select! {
-            biased;
-            command = self.receiver.recv() => command?,
-            _ = self.ended.wait_for(Option::is_some) => return None,
-        };
-        Some(ReceivedCommand { context: self.context.clone(), command, answered: false })
-    }
-}
-
-/// A command for the host, delivered at most once; dropped unanswered it counts as failed.
-pub struct ReceivedCommand {
-    context: Context,
-    command: HostCommand,
-    answered: bool,
-}
-
-impl ReceivedCommand {
-    pub fn id(&self) -> Uuid {
-        self.command.id
-    }
-
-    pub fn issuer(&self) -> NodeId {
-        self.command.issuer
-    }
-
-    pub fn body(&self) -> &str {
-        &self.command.text
-    }
-
-    pub fn expires_in(&self) -> Duration {
-        Duration::from_millis(u64::from(self.command.remaining_ms))
-    }
-
-    pub fn accept(self, text: impl Into<String>) {
-        self.answer(Verdict::Accepted, text.into());
-    }
-
-    pub fn refuse(self, text: impl Into<String>) {
-        self.answer(Verdict::Refused, text.into());
-    }
-
-    pub fn fail(self, text: impl Into<String>) {
-        self.answer(Verdict::Failed, text.into());
-    }
-
-    fn answer(mut self, verdict: Verdict, text: String) {
-        self.answered = true;
-        self.send(verdict, text);
-    }
-
-    fn send(&self, verdict: Verdict, text: String) {
-        let command = self.command.id;
-        self.context.give(Input::Router(router::Input::Answered { command, verdict, text }));
-    }
-}
-
-impl Drop for ReceivedCommand {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.send(Verdict::Failed, "the host dropped the command".into());
-        }
-    }
-}
-
 /// A stream of events.
 pub struct EventStream {
     records: broadcast::Receiver<EventRecord>,
@@ -561,102 +458,6 @@ impl EventStream {
             }
             Err(broadcast::error::RecvError::Closed) => None,
         }
-    }
-}
-
-/// The beacon subsystem, for host code.
-pub struct BeaconHandle<'n>(&'n Context);
-
-impl BeaconHandle<'_> {
-    /// Changes what the node says of itself.
-    pub async fn describe(&self, patch: SelfPatch) -> Result<(), AskError> {
-        let input = BeaconMessage::Input(beacon::Input::Describe(patch));
-        self.0.addresses.beacon.tell_data(input).await.map_err(|_| AskError::Restarting)
-    }
-
-    /// What the node says of itself.
-    pub async fn description(&self) -> Result<Arc<Description>, AskError> {
-        self.0.addresses.beacon.ask(BeaconMessage::Description).await
-    }
-
-    /// The neighbours heard, with their age on this node's clock.
-    pub async fn neighbours(&self) -> Result<Neighbours, AskError> {
-        self.0.addresses.beacon.ask(BeaconMessage::Neighbours).await
-    }
-
-    /// This node's clock, by which ages are judged.
-    pub fn now(&self) -> crate::time::Time {
-        self.0.now()
-    }
-}
-
-/// The topology subsystem, for host code.
-pub struct TopologyHandle<'n>(&'n Context);
-
-impl TopologyHandle<'_> {
-    /// Has the parent chosen anew, now.
-    pub async fn reevaluate(&self) -> Result<(), AskError> {
-        let input = TopologyMessage::Input(topology::Input::Reevaluate);
-        self.0.addresses.topology.tell_data(input).await.map_err(|_| AskError::Restarting)
-    }
-
-    /// Why this parent.
-    pub async fn why(&self) -> Result<Why, AskError> {
-        self.0.addresses.topology.ask(TopologyMessage::Why).await
-    }
-}
-
-/// The router subsystem, for host code.
-pub struct RouterHandle<'n>(&'n Context);
-
-impl RouterHandle<'_> {
-    /// What became of samples and commands here.
-    pub async fn report(&self) -> Result<RouterReport, AskError> {
-        self.0.addresses.router.ask(RouterMessage::Report).await
-    }
-}
-
-/// The transport subsystem, for host code.
-pub struct TransportHandle<'n>(&'n Context);
-
-impl TransportHandle<'_> {
-    /// Wants a link to a peer, and redials it while it is down. Idempotent.
-    pub fn connect(&self, peer: NodeId) {
-        self.0.give(Input::Links(link::Input::Connect(peer)));
-    }
-
-    /// Closes the link to a peer in order.
-    pub fn disconnect(&self, peer: NodeId) {
-        self.0.give(Input::Links(link::Input::Disconnect(peer)));
-    }
-
-    /// Says where a peer can be dialled.
-    pub fn locate(&self, peer: NodeId, addresses: Vec<SocketAddr>) {
-        self.0.give(Input::Links(link::Input::Located(vec![(peer, addresses)])));
-    }
-
-    /// The links that are up.
-    pub async fn links(&self) -> Result<Links, AskError> {
-        self.0.addresses.transport.ask(TransportMessage::Links).await
-    }
-
-    pub async fn is_connected(&self, peer: &NodeId) -> Result<bool, AskError> {
-        Ok(self.links().await?.up.contains_key(peer))
-    }
-
-    /// Silently drops everything from and to these peers, while connections stay open; an empty set opens the gate.
-    pub fn shut_out(&self, peers: BTreeSet<NodeId>) {
-        self.0.transport.gate().shut_out(peers);
-    }
-}
-
-/// The janitor, for host code.
-pub struct JanitorHandle<'n>(&'n Context);
-
-impl JanitorHandle<'_> {
-    /// Has every owner expire its state now.
-    pub fn sweep(&self) -> Result<(), AskError> {
-        self.0.addresses.janitor.tell(JanitorMessage::Sweep).map_err(|_| AskError::Restarting)
     }
 }
 

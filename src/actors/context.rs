@@ -14,13 +14,12 @@ use crate::id::{Keypair, NodeId, NodeName};
 use crate::limits::Limits;
 use crate::messages::wire::encode_frame;
 use crate::messages::{
-    BeaconMessage, DiscoveryMessage, EventRecord, JanitorMessage, MetricsMessage, RouterMessage, Subsystem,
-    TopologyMessage, TransportMessage,
+    BeaconMessage, DiscoveryMessage, EventRecord, HostCommand, JanitorMessage, MetricsMessage, RouterMessage,
+    Subsystem, TopologyMessage, TransportMessage,
 };
 use crate::proto::event::Event;
 use crate::proto::frame::Frame;
 use crate::proto::node::{Input, Output, Settings, Step};
-use crate::proto::packet::Command;
 use crate::proto::topology::View;
 use crate::proto::{beacon, link, router, topology};
 use crate::storage::Journal;
@@ -38,9 +37,6 @@ pub struct Addresses {
     pub router: Address<RouterMessage>,
     pub janitor: Address<JanitorMessage>,
 }
-
-/// A command for the host, to be answered by its id.
-pub type HostCommand = Command;
 
 /// Shared by all actors of one node; cheap to clone.
 #[derive(Clone)]

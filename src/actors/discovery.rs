@@ -40,7 +40,7 @@ impl Subject for Discovery {
     fn handle(&mut self, _now: Time, message: DiscoveryMessage) {
         match message {
             DiscoveryMessage::Announce => self.announce(),
-            DiscoveryMessage::Static(reply) => {
+            DiscoveryMessage::Peers(reply) => {
                 let _ = reply.send(self.peers.iter().map(|peer| peer.id).collect());
             }
         }

@@ -15,6 +15,6 @@ mod topology;
 mod transport;
 
 pub use address::{Address, AskError, Envelope, MailboxLevel, Undelivered};
-pub use context::{Addresses, Context, HostCommand};
+pub use context::{Addresses, Context};
 pub use counters::Counters;
 pub use supervisor::{ActorReport, ExitKind, HostActor, LastExit, NodeExit, NodeSupervisor, SupervisorMessage};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ractor::ActorCell;
 use tokio::sync::watch;
@@ -9,10 +10,10 @@ use tokio::sync::watch;
 use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
-use crate::messages::{Reply, RouterMessage, RouterReport};
+use crate::messages::{HostCommand, Reply, RouterMessage, RouterReport};
 use crate::proto::event::Event;
 use crate::proto::node::{Output, after_router};
-use crate::proto::packet::{Command, Verdict};
+use crate::proto::packet::{Command, Order, Verdict};
 use crate::proto::router::{Effect, Input, Machine, Outcome, PublishError, Published, Snapshot};
 use crate::time::Time;
 
@@ -57,9 +58,9 @@ impl Subject for Routing {
                 let request = self.wait(Waiting::Publish(reply));
                 self.step(now, Input::Publish { request, telemetry });
             }
-            RouterMessage::Command { target, text, deadline, expires, reply } => {
+            RouterMessage::Command { target, order, deadline, expires, reply } => {
                 let request = self.wait(Waiting::Command(reply));
-                self.step(now, Input::Issue { request, target, text, deadline, expires });
+                self.step(now, Input::Issue { request, target, order, deadline, expires });
             }
             RouterMessage::Report(reply) => drop(reply.send(self.report())),
         }
@@ -147,7 +148,9 @@ fn carry_out(context: &Context, waiting: &mut BTreeMap<u64, Waiting>, output: Ou
 }
 
 fn deliver(context: &Context, command: Command) {
-    let Command { id, issuer, text, .. } = command.clone();
+    let Command { id, issuer, order: Order::Host(text), remaining_ms } = command else { return };
+    let expires_in = Duration::from_millis(u64::from(remaining_ms));
+    let command = HostCommand { id, issuer, text: text.clone(), expires_in };
     context.event(Event::CommandReceived { id, issuer, text });
     let refused = match &*context.host.borrow() {
         None => Some((Verdict::Refused, "no handler")),

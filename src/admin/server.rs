@@ -74,15 +74,7 @@ async fn converse(node: &Node, socket: &Path, stream: UnixStream) -> std::io::Re
 async fn answer(node: &Node, socket: &Path, request: Request) -> Result<Value, Refused> {
     match request {
         Request::Status => shapes::status(node, socket).await,
-        Request::Why { node: Some(other) } => {
-            let asked = shapes::target(node, &other).await?;
-            if asked != crate::proto::packet::Target::Node(node.id()) {
-                let fix = format!("ask {other} itself, with its --data-dir or --socket");
-                return Err(Refused::new(2, "not_available", "a node explains only itself for now", fix));
-            }
-            shapes::why(node).await
-        }
-        Request::Why { node: None } => shapes::why(node).await,
+        Request::Why { node: other } => shapes::why(node, other.as_deref()).await,
         Request::Members => shapes::members(node).await,
         Request::Topology => shapes::topology(node).await,
         Request::Actors => shapes::actors(node).await,
@@ -134,7 +126,7 @@ async fn restarts(node: &Node, subsystem: Subsystem) -> Result<u64, Refused> {
 
 async fn events(node: &Node, follow: bool, writer: &mut (impl tokio::io::AsyncWrite + Unpin)) -> std::io::Result<()> {
     let mut stream = node.events();
-    let history = node.history().await.unwrap_or_default();
+    let history = node.metrics().history().await.unwrap_or_default();
     let last = history.last().map_or(0, |record| record.seq);
     let first = std::iter::once(shapes::snapshot_line(node));
     for line in first.chain(history.iter().map(|record| shapes::event_line(node, record))) {

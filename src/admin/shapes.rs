@@ -39,13 +39,6 @@ impl Names {
     }
 }
 
-/// An instant of this node's clock on the wall.
-fn wall(node: &Node, at: Time) -> String {
-    let ago = node.beacons().now().since(at);
-    let ago = SignedDuration::try_from(ago).unwrap_or(SignedDuration::ZERO);
-    (Timestamp::now() - ago).to_string()
-}
-
 fn state(view: &View) -> &'static str {
     match view.standing {
         Standing::Root => "root",
@@ -115,9 +108,24 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
     }))
 }
 
-pub async fn why(node: &Node) -> Result<Value, Refused> {
+/// Why a node has the parent it has; another one is asked through the tree.
+pub async fn why(node: &Node, other: Option<&str>) -> Result<Value, Refused> {
+    let explained = match other {
+        None => node.id(),
+        Some(text) => named(node, text)?,
+    };
+    let why = match explained == node.id() {
+        true => node.topology().why().await.map_err(|error| busy(&error.into()))?,
+        false => node.why(explained).await.map_err(|error| {
+            let fix = "`tussock topology` shows who is in reach";
+            Refused::new(5, "no_answer", error.to_string(), fix)
+        })?,
+    };
     let names = Names::of(node);
-    let why = node.topology().why().await.map_err(|error| busy(&error.into()))?;
+    let wall = |at: Time| {
+        let ago = SignedDuration::try_from(why.at.since(at)).unwrap_or(SignedDuration::ZERO);
+        (Timestamp::now() - ago).to_string()
+    };
     let candidates: Vec<_> = why
         .candidates
         .iter()
@@ -133,7 +141,7 @@ pub async fn why(node: &Node) -> Result<Value, Refused> {
         .collect();
     let last_change = why.last_change.as_ref().map(|change| {
         json!({
-            "at": wall(node, change.at),
+            "at": wall(change.at),
             "from": names.maybe(change.from),
             "to": names.maybe(change.to),
             "cause": change.cause,
@@ -141,9 +149,9 @@ pub async fn why(node: &Node) -> Result<Value, Refused> {
         })
     });
     Ok(json!({
-        "node": names.node(node.id()),
+        "node": names.node(explained),
         "parent": names.maybe(why.parent),
-        "decided_at": wall(node, why.decided_at),
+        "decided_at": wall(why.decided_at),
         "reason": why.reason,
         "candidates": candidates,
         "last_change": last_change,
@@ -226,7 +234,10 @@ pub async fn topology(node: &Node) -> Result<Value, Refused> {
     let view = node.view();
     let levels = &node.config().topology.levels;
     let table = node.beacons().neighbours().await.ok();
-    let role = |id: &NodeId| table.as_ref().and_then(|t| t.get(id)).map(|n| n.beacon.role);
+    let heard = |id: &NodeId| table.as_ref().and_then(|t| t.get(id)).map(|n| &n.beacon);
+    let role = |id: &NodeId| heard(id).map(|beacon| beacon.role);
+    let position = |id: &NodeId| heard(id).and_then(|beacon| beacon.point());
+    let described = node.beacons().description().await.ok();
     let mut nodes = Vec::new();
     let above = view.path.waypoints.len();
     for (i, w) in view.path.waypoints.iter().enumerate().rev() {
@@ -237,6 +248,7 @@ pub async fn topology(node: &Node) -> Result<Value, Refused> {
             "role": role(&w.id),
             "parent": names.maybe(view.path.waypoints.get(i + 1).map(|up| up.id)),
             "rank": above - 1 - i,
+            "position": position(&w.id),
         }));
     }
     nodes.push(json!({
@@ -246,6 +258,7 @@ pub async fn topology(node: &Node) -> Result<Value, Refused> {
         "role": view.role,
         "parent": names.maybe(view.parent_id()),
         "rank": above,
+        "position": described.and_then(|described| described.position),
     }));
     let depth_of = |id: &NodeId| {
         let (mut at, mut depth) = (*id, 0);
@@ -265,6 +278,7 @@ pub async fn topology(node: &Node) -> Result<Value, Refused> {
             "role": role(&d.id),
             "parent": names.node(d.parent),
             "rank": above + depth,
+            "position": position(&d.id),
         }));
     }
     Ok(json!({"root": names.node(view.root()), "nodes": nodes}))
@@ -318,8 +332,8 @@ pub async fn publish(node: &Node, metrics: Vec<(String, f64)>) -> Result<Value, 
     }))
 }
 
-/// The target that a text names, by name, id or id prefix.
-pub async fn target(node: &Node, text: &str) -> Result<Target, Refused> {
+/// The target that a text names.
+pub fn target(node: &Node, text: &str) -> Result<Target, Refused> {
     match text {
         "everyone" => return Ok(Target::Everyone),
         "children" => return Ok(Target::Children),
@@ -329,6 +343,11 @@ pub async fn target(node: &Node, text: &str) -> Result<Target, Refused> {
         let message = format!("commands to a {kind} are not available yet");
         return Err(Refused::new(2, "not_available", message, "use everyone, children, or a node"));
     }
+    named(node, text).map(Target::Node)
+}
+
+/// The node that a text names, by name, id or id prefix.
+fn named(node: &Node, text: &str) -> Result<NodeId, Refused> {
     let names = Names::of(node);
     let by_name: Vec<_> = names.0.iter().filter(|(_, name)| *name == text).map(|(&id, _)| id).collect();
     let prefix = text.to_ascii_lowercase();
@@ -338,7 +357,7 @@ pub async fn target(node: &Node, text: &str) -> Result<Target, Refused> {
         false => by_name,
     };
     match found.as_slice() {
-        [id] => Ok(Target::Node(*id)),
+        [id] => Ok(*id),
         [] => {
             let near = crate::config::nearest(text, names.0.values());
             let fix = near.map_or("`tussock members` lists the nodes".into(), |near| format!("did you mean `{near}`?"));
@@ -359,7 +378,7 @@ pub async fn command(
     deadline: Duration,
     expires: Duration,
 ) -> Result<Value, Refused> {
-    let target = target(node, target_text).await?;
+    let target = target(node, target_text)?;
     let outcome =
         node.command(target, text).deadline(deadline).expires(expires).await.map_err(|error| match error {
             NodeError::Lifetime | NodeError::CommandTooLong(_) => {

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use crate::id::{NodeId, NodeName};
 use crate::proto::beacon::{Description, Neighbours};
 use crate::proto::event::Event;
-use crate::proto::packet::Target;
+use crate::proto::packet::{Order, Target};
 use crate::proto::router::{Counts, Outcome, PublishError, Published};
 use crate::proto::sample::Telemetry;
 use crate::proto::topology::Why;
@@ -108,8 +109,17 @@ pub enum TopologyMessage {
 pub enum RouterMessage {
     Input(router::Input),
     Publish { telemetry: Telemetry, reply: Reply<Result<Published, PublishError>> },
-    Command { target: Target, text: String, deadline: Duration, expires: Duration, reply: Reply<Outcome> },
+    Command { target: Target, order: Order, deadline: Duration, expires: Duration, reply: Reply<Outcome> },
     Report(Reply<RouterReport>),
+}
+
+/// A command for the host, to be answered by its id.
+#[derive(Clone, Debug)]
+pub struct HostCommand {
+    pub id: Uuid,
+    pub issuer: NodeId,
+    pub text: String,
+    pub expires_in: Duration,
 }
 
 /// What the router knows of samples and commands.
@@ -129,7 +139,7 @@ pub struct RouterReport {
 pub enum DiscoveryMessage {
     /// The transport has restarted: it knows nobody.
     Announce,
-    Static(Reply<Vec<NodeId>>),
+    Peers(Reply<Vec<NodeId>>),
 }
 
 pub enum JanitorMessage {

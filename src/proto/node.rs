@@ -169,6 +169,7 @@ pub fn after_topology(effect: topology::Effect, then: &mut impl FnMut(Step)) {
             then(Step::To(Input::Beacon(beacon::Input::Placed(view.clone()))));
             then(Step::To(Input::Router(router::Input::Placed(view))));
         }
+        Explained(command, why) => then(Step::To(Input::Router(router::Input::Explained { command, why }))),
         Event(event) => then(Step::Out(Output::Event(event))),
         Dropped(why) => then(Step::Out(Output::Dropped(why))),
     }
@@ -182,6 +183,7 @@ pub fn after_router(effect: router::Effect, then: &mut impl FnMut(Step)) {
         Persist { ticket, records } => then(Step::Out(Output::Persist { ticket, records })),
         Published { request, result } => then(Step::Out(Output::Published { request, result })),
         Deliver(command) => then(Step::Out(Output::Deliver(command))),
+        Explain(command) => then(to_topology(topology::Input::Explain(command))),
         Concluded { request, outcome } => then(Step::Out(Output::Concluded { request, outcome })),
         Stale(child) => then(to_topology(topology::Input::Stale(child))),
         Event(event) => then(Step::Out(Output::Event(event))),

@@ -8,7 +8,7 @@ use crate::limits::Limits;
 use crate::proto::account::Mark;
 use crate::proto::aggregate::{Provenance, WireUnit};
 use crate::proto::outbox::Offer;
-use crate::proto::topology::Tenure;
+use crate::proto::topology::{Tenure, Why};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -39,12 +39,21 @@ pub enum Target {
     Everyone,
 }
 
-/// A command to the hosts of nodes.
+/// What a command wants of its targets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// For the host, in its own words.
+    Host(String),
+    /// The node itself says why it has the parent it has.
+    Explain,
+}
+
+/// A command to nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     pub id: Uuid,
     pub issuer: NodeId,
-    pub text: String,
+    pub order: Order,
     /// What is left of its lifetime; every node subtracts what it held it for.
     pub remaining_ms: u32,
 }
@@ -61,7 +70,7 @@ pub enum Verdict {
 }
 
 /// What travels back to the issuer of a command.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Response {
     /// The node passed the command on to these.
     PassedOn(Vec<NodeId>),
@@ -69,6 +78,7 @@ pub enum Response {
         verdict: Verdict,
         text: String,
     },
+    Explained(Box<Why>),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,11 +112,16 @@ impl DataPacket {
             Payload::Samples(offer) => offer.is_possible(),
             Payload::Unit(unit) => unit.is_possible(),
             Payload::Command(command) => {
-                command.text.len() <= Limits::COMMAND_BYTES
+                let length = match &command.order {
+                    Order::Host(text) => text.len(),
+                    Order::Explain => 0,
+                };
+                length <= Limits::COMMAND_BYTES
                     && u128::from(command.remaining_ms) <= Limits::COMMAND_LIFETIME.as_millis()
             }
             Payload::Response { response: Response::PassedOn(nodes), .. } => nodes.len() <= Limits::CONNECTIONS,
             Payload::Response { response: Response::Answer { text, .. }, .. } => text.len() <= Limits::COMMAND_BYTES,
+            Payload::Response { response: Response::Explained(why), .. } => why.is_possible(),
         };
         payload && self.hops <= Limits::HOPS
     }

@@ -20,7 +20,7 @@ use crate::proto::durable::{Durable, Record};
 use crate::proto::frame::Frame;
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::{Input, Node, Output};
-use crate::proto::packet::{Payload, RouterFrame, Target, Verdict};
+use crate::proto::packet::{Order, Payload, RouterFrame, Target, Verdict};
 use crate::proto::sample::Telemetry;
 use crate::proto::topology::{Tenure, View};
 use crate::proto::{packet, router};
@@ -542,10 +542,10 @@ impl World {
         };
         self.nodes[i].requests += 1;
         let request = self.nodes[i].requests;
-        let text = format!("command of {}", self.nodes[i].name);
+        let order = Order::Host(format!("command of {}", self.nodes[i].name));
         let (deadline, expires) = (Duration::from_secs(5), Duration::from_secs(60));
         self.recorder.next_command = Some((self.now.as_secs_f64(), targets));
-        self.give(i, Input::Router(router::Input::Issue { request, target, text, deadline, expires }));
+        self.give(i, Input::Router(router::Input::Issue { request, target, order, deadline, expires }));
     }
 
     pub(super) fn note_transmission(&mut self, from: usize, to: usize, frame: &Frame) {

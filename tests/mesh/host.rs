@@ -122,3 +122,14 @@ async fn a_shutdown_says_goodbye_and_a_dropped_node_does_not() {
     eventually("the leaf moves", async || mesh.leaf.view().parent_id() == Some(other.id())).await;
     assert!(asked.elapsed() < Duration::from_secs(1), "a goodbye needs no detector: {:?}", asked.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_explains_itself_to_another() {
+    let mesh = SmallMesh::formed(33).await;
+    let told = mesh.root.why(mesh.leaf.id()).await.unwrap();
+    let own = mesh.leaf.topology().why().await.unwrap();
+    assert_eq!((told.parent, &told.reason, told.decided_at), (own.parent, &own.reason, own.decided_at));
+    assert_eq!(told.candidates.len(), own.candidates.len());
+    let stranger = tussock::Keypair::from_seed([99; 32]).id();
+    assert!(mesh.root.why(stranger).await.is_err());
+}

@@ -51,11 +51,17 @@ async fn upheavals(node: &Node, since: u64) -> Vec<EventRecord> {
                 | Event::LevelChanged { .. }
         )
     };
-    node.history().await.unwrap().into_iter().filter(|record| record.seq > since && upheaval(record)).collect()
+    node.metrics()
+        .history()
+        .await
+        .unwrap()
+        .into_iter()
+        .filter(|record| record.seq > since && upheaval(record))
+        .collect()
 }
 
 async fn last_event(node: &Node) -> u64 {
-    node.history().await.unwrap().last().map_or(0, |record| record.seq)
+    node.metrics().history().await.unwrap().last().map_or(0, |record| record.seq)
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,6 +119,66 @@ async fn every_subsystem_comes_back_from_every_end_and_its_state_is_kept() {
     })
     .await;
     assert_eq!(mesh.leaf.router().report().await.unwrap().commands_duplicate, 0);
+}
+
+/// Whether a subsystem does its work: the host's question to it is answered, or its work is seen at the root.
+async fn works(mesh: &SmallMesh, node: &Node, subsystem: Subsystem) -> bool {
+    let counted = async || {
+        let report = mesh.root.router().report().await.unwrap();
+        report.counted_by_origin.get(&node.id()).copied().unwrap_or(0)
+    };
+    let handled = async || {
+        let reports = node.actors().await.unwrap();
+        reports.iter().find(|report| report.actor == subsystem).unwrap().handled
+    };
+    let work = async {
+        match subsystem {
+            Subsystem::Metrics => node.metrics().history().await.is_ok(),
+            Subsystem::Transport => node.transport().links().await.is_ok(),
+            Subsystem::Discovery => node.discovery().peers().await.is_ok(),
+            Subsystem::Beacon => node.beacons().neighbours().await.is_ok(),
+            Subsystem::Topology => node.topology().why().await.is_ok_and(|why| why.parent.is_some()),
+            Subsystem::Router => {
+                let before = counted().await;
+                let published = node.publish(Telemetry::new().metric("n", 1.0)).await.is_ok();
+                eventually("the sample is counted at the root", async || counted().await > before).await;
+                published
+            }
+            Subsystem::Janitor => {
+                let before = handled().await;
+                node.janitor().sweep().unwrap();
+                eventually("the janitor sweeps", async || handled().await > before).await;
+                true
+            }
+        }
+    };
+    // Together shorter than a handler may take and than heartbeats may be missing; a relay's window is a second.
+    let patience = Duration::from_millis(if subsystem == Subsystem::Router { 1_500 } else { 200 });
+    tokio::time::timeout(patience, work).await.unwrap_or(false)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subsystem_that_is_down_breaks_its_own_function_and_no_other() {
+    let mesh = SmallMesh::formed(8).await;
+    let node = mesh.parent().clone();
+    for down in Subsystem::ALL {
+        for subsystem in Subsystem::ALL {
+            assert!(works(&mesh, &node, subsystem).await, "{subsystem:?} before {down:?}");
+        }
+        let before = restarts(&node, down).await;
+        node.fail(down, Failing::Freeze).unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        for subsystem in Subsystem::ALL {
+            assert_eq!(works(&mesh, &node, subsystem).await, subsystem != down, "{subsystem:?} without {down:?}");
+        }
+        eventually("it is back", async || restarts(&node, down).await > before).await;
+        mesh.until_formed().await;
+        for subsystem in Subsystem::ALL {
+            assert!(works(&mesh, &node, subsystem).await, "{subsystem:?} after {down:?}");
+        }
+        // The next one is this node's first crash again.
+        tokio::time::sleep(Duration::from_secs(31)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,7 +264,7 @@ async fn a_run_is_a_function_of_its_seed() {
         for node in mesh.all() {
             let view = node.view();
             trace.push(format!("{:?} {:?} {:?} {:?}", view.parent_id(), view.backup, view.role, view.children.keys()));
-            for record in node.history().await.unwrap() {
+            for record in node.metrics().history().await.unwrap() {
                 trace.push(record.event.label().to_owned());
             }
         }

@@ -47,6 +47,20 @@ fn a_leaf_whose_parent_is_killed_has_another_and_says_why() {
     let sum: f64 = factors.iter().map(|factor| factor["contribution"].as_f64().unwrap()).sum();
     assert!((sum - chosen[0]["score"].as_f64().unwrap()).abs() < 1e-9);
 
+    // The root hears the same from the leaf through the tree, once it knows where the leaf is now.
+    let below = |parent: &str| {
+        let (_, topology) = place.json(&["topology", "--data-dir", &root.data_dir]);
+        let nodes = topology["data"]["nodes"].as_array().unwrap().clone();
+        nodes.iter().any(|node| name(&node["node"]) == Some("leaf") && name(&node["parent"]) == Some(parent))
+    };
+    place.until(&root, "the root knows of the move", |_| below(second));
+    let (code, told) = place.json(&["why", "leaf", "--data-dir", &root.data_dir]);
+    assert_eq!(code, 0, "{told:#}");
+    assert_eq!((name(&told["data"]["node"]), &told["data"]["parent"]), (Some("leaf"), &why["data"]["parent"]));
+    assert_eq!(told["data"]["last_change"]["detail"], why["data"]["last_change"]["detail"]);
+    let (code, refused) = place.json(&["why", "laef", "--data-dir", &root.data_dir]);
+    assert_eq!((code, &refused["error"]["fix"]), (1, &"did you mean `leaf`?".into()));
+
     for n in 0..5 {
         let (code, _) = place.json(&["publish", &format!("temperature={n}"), "--data-dir", &leaf.data_dir]);
         assert_eq!(code, 0);
@@ -63,6 +77,16 @@ fn a_leaf_whose_parent_is_killed_has_another_and_says_why() {
     assert_eq!(members["data"].as_array().unwrap().len(), 4, "{members:#}");
     let (_, topology) = place.json(&["topology", "--data-dir", &root.data_dir]);
     assert_eq!(topology["data"]["nodes"].as_array().unwrap().len(), 3, "{topology:#}");
+    let drawn = |kind: &str| {
+        let output = place.output(&["topology", "-o", kind, "--data-dir", &root.data_dir]);
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(drawn("dot").contains(&format!("  \"{}\" -> ", leaf.id)), "{}", drawn("dot"));
+    assert!(drawn("mermaid").starts_with("flowchart BT\n"));
+    let map: serde_json::Value = serde_json::from_str(&drawn("geojson")).unwrap();
+    assert_eq!(map["type"], "FeatureCollection");
+    assert_eq!(place.output(&["status", "-o", "dot"]).status.code(), Some(2));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The verbs that ask a running node.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use serde_json::Value;
 use tussock::admin::{Client, ClientError, Request, running_nodes};
 use tussock::config::Span;
 
-use crate::output::{Failure, Format, exit, print, print_json, table};
+use crate::drawing::draw;
+use crate::output::{Drawing, Failure, Format, exit, print, print_json, table};
 
 /// Which node is asked.
 #[derive(Debug, Clone, Args)]
@@ -19,6 +21,16 @@ pub struct NodeArgs {
     /// The node with this control socket
     #[arg(long, global = true, value_name = "PATH", conflicts_with = "data_dir")]
     socket: Option<PathBuf>,
+}
+
+/// What can be looked at again and again.
+#[derive(Debug, Args)]
+pub struct LookArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Asks every second, and prints again when the answer has changed, until interrupted
+    #[arg(long)]
+    watch: bool,
 }
 
 #[derive(Debug, Args)]
@@ -51,7 +63,7 @@ pub struct CommandArgs {
 
 #[derive(Debug, Args)]
 pub struct WhyArgs {
-    /// A node's name, id or id prefix; the asked node itself for now
+    /// A node's name, id or id prefix; absent: the asked node itself
     node: Option<String>,
 }
 
@@ -118,16 +130,46 @@ async fn ask(args: &NodeArgs, request: &Request, within: Duration) -> Result<Val
 }
 
 const SOON: Duration = Duration::from_secs(10);
+const WATCH: Duration = Duration::from_secs(1);
 
 fn show(verb: &str, data: &Value, format: Format, text: impl FnOnce(&Value) -> String) {
     match format {
-        Format::Table => print(&text(data)),
         Format::Json | Format::Jsonl => print_json(verb, data),
+        Format::Table => print(&text(data)),
+    }
+}
+
+/// Asks once and shows the answer; with `--watch` again whenever it has changed, until interrupted.
+async fn look(
+    verb: &str,
+    args: &LookArgs,
+    request: Request,
+    format: Format,
+    text: impl Fn(&Value) -> String,
+) -> Result<Value, Failure> {
+    let mut client = connect(&args.node).await?;
+    let mut shown = Value::Null;
+    loop {
+        let data = client.ask(&request, SOON).await.map_err(failure)?;
+        if data != shown {
+            if args.watch && format == Format::Table && std::io::stdout().is_terminal() {
+                print("\x1b[2J\x1b[H");
+            }
+            show(verb, &data, format, &text);
+            shown = data;
+        }
+        if !args.watch {
+            return Ok(shown);
+        }
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(shown),
+            () = tokio::time::sleep(WATCH) => {}
+        }
     }
 }
 
 /// A node as people read it.
-fn name(node: &Value) -> String {
+pub fn name(node: &Value) -> String {
     match (node["name"].as_str(), node["id"].as_str()) {
         (Some(name), Some(id)) => format!("{name} ({})", &id[..10.min(id.len())]),
         (None, Some(id)) => id[..10.min(id.len())].to_owned(),
@@ -140,7 +182,7 @@ fn names(list: &Value) -> String {
     if names.is_empty() { "-".into() } else { names.join(", ") }
 }
 
-fn word(value: &Value) -> String {
+pub fn word(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => "-".into(),
@@ -149,9 +191,8 @@ fn word(value: &Value) -> String {
     }
 }
 
-pub async fn status(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
-    let data = ask(args, &Request::Status, SOON).await?;
-    show("status", &data, format, |d| {
+pub async fn status(args: &LookArgs, format: Format) -> Result<u8, Failure> {
+    let look = look("status", args, Request::Status, format, |d| {
         let mut text = format!(
             "{} is {}, level {}, {}\n",
             name(&d["node"]),
@@ -191,6 +232,7 @@ pub async fn status(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
         );
         text
     });
+    let data = look.await?;
     Ok(if data["ready"].as_bool() == Some(true) { 0 } else { exit::DEGRADED })
 }
 
@@ -241,9 +283,8 @@ pub async fn why(args: &NodeArgs, verb: &WhyArgs, format: Format) -> Result<u8, 
     Ok(0)
 }
 
-pub async fn members(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
-    let data = ask(args, &Request::Members, SOON).await?;
-    show("members", &data, format, |d| {
+pub async fn members(args: &LookArgs, format: Format) -> Result<u8, Failure> {
+    let look = look("members", args, Request::Members, format, |d| {
         let rows: Vec<_> = d
             .as_array()
             .into_iter()
@@ -261,28 +302,15 @@ pub async fn members(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
             .collect();
         table(&["node", "level", "role", "state", "parent", "via"], &rows)
     });
-    Ok(0)
+    look.await.map(|_| 0)
 }
 
-pub async fn topology(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
-    let data = ask(args, &Request::Topology, SOON).await?;
-    show("topology", &data, format, |d| tree(&d["nodes"], &Value::Null, 0));
-    Ok(0)
+pub async fn topology(args: &LookArgs, format: Format, drawing: Option<Drawing>) -> Result<u8, Failure> {
+    look("topology", args, Request::Topology, format, |data| draw(data, drawing)).await.map(|_| 0)
 }
 
-fn tree(nodes: &Value, parent: &Value, depth: usize) -> String {
-    let mut text = String::new();
-    let below = nodes.as_array().into_iter().flatten().filter(|n| n["parent"]["id"] == parent["id"]);
-    for node in below.filter(|_| depth < 16) {
-        text += &format!("{}{} {}\n", "  ".repeat(depth), name(&node["node"]), word(&node["level"]));
-        text += &tree(nodes, &node["node"], depth + 1);
-    }
-    text
-}
-
-pub async fn actors(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
-    let data = ask(args, &Request::Actors, SOON).await?;
-    show("actors", &data, format, |d| {
+pub async fn actors(args: &LookArgs, format: Format) -> Result<u8, Failure> {
+    let look = look("actors", args, Request::Actors, format, |d| {
         let rows: Vec<_> = d
             .as_array()
             .into_iter()
@@ -297,7 +325,7 @@ pub async fn actors(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
             .collect();
         table(&["actor", "state", "restarts", "handled", "last exit"], &rows)
     });
-    Ok(0)
+    look.await.map(|_| 0)
 }
 
 pub async fn restart(args: &NodeArgs, verb: &RestartArgs, format: Format) -> Result<u8, Failure> {

@@ -4,6 +4,7 @@
 
 mod client;
 mod demo;
+mod drawing;
 mod output;
 mod run;
 mod simulate;
@@ -14,8 +15,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::client::NodeArgs;
-use crate::output::{Failure, Format, OutputArgs, exit, fail};
+use crate::client::{LookArgs, NodeArgs};
+use crate::output::{Drawing, Failure, Format, OutputArgs, exit, fail};
 
 #[derive(Debug, Parser)]
 #[command(name = "tussock", version, about = "A runtime for hierarchical peer-to-peer meshes")]
@@ -40,7 +41,7 @@ enum Verb {
     /// Runs a scenario in virtual time
     Sim(simulate::SimArgs),
     /// How a node is doing
-    Status(NodeArgs),
+    Status(LookArgs),
     /// Why a node has the parent it has
     Why {
         #[command(flatten)]
@@ -49,11 +50,11 @@ enum Verb {
         verb: client::WhyArgs,
     },
     /// The nodes that a node knows
-    Members(NodeArgs),
+    Members(LookArgs),
     /// The tree as a node sees it
-    Topology(NodeArgs),
+    Topology(LookArgs),
     /// A node's subsystems
-    Actors(NodeArgs),
+    Actors(LookArgs),
     /// Restarts a subsystem
     Restart {
         #[command(flatten)]
@@ -94,7 +95,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("panic at {}: {}", panic.location().map_or("?".into(), ToString::to_string), panic_text(panic));
     }));
-    let result = init_log(&cli).and_then(|()| dispatch(&cli.verb, format));
+    let result = init_log(&cli).and_then(|()| dispatch(&cli.verb, format, cli.output.drawing()));
     match result {
         Ok(code) => ExitCode::from(code),
         Err(failure) => fail(&failure, format),
@@ -125,17 +126,21 @@ fn panic_text<'p>(panic: &'p std::panic::PanicHookInfo<'_>) -> &'p str {
     panic.payload_as_str().unwrap_or("no message")
 }
 
-fn dispatch(verb: &Verb, format: Format) -> Result<u8, Failure> {
+fn dispatch(verb: &Verb, format: Format, drawing: Option<Drawing>) -> Result<u8, Failure> {
+    if drawing.is_some() && !matches!(verb, Verb::Topology(_)) {
+        let message = "dot, mermaid and geojson draw the tree";
+        return Err(Failure::new(exit::USAGE, "no_drawing", message, "use them with `tussock topology`"));
+    }
     match verb {
         Verb::Id(args) => run::id(args, format),
         Verb::Sim(args) => simulate::run(args, format),
         Verb::Run(args) => block_on(run::run(args, format)),
         Verb::Demo(args) => block_on(demo::run(args, format)),
-        Verb::Status(node) => block_on(client::status(node, format)),
+        Verb::Status(look) => block_on(client::status(look, format)),
         Verb::Why { node, verb } => block_on(client::why(node, verb, format)),
-        Verb::Members(node) => block_on(client::members(node, format)),
-        Verb::Topology(node) => block_on(client::topology(node, format)),
-        Verb::Actors(node) => block_on(client::actors(node, format)),
+        Verb::Members(look) => block_on(client::members(look, format)),
+        Verb::Topology(look) => block_on(client::topology(look, format, drawing)),
+        Verb::Actors(look) => block_on(client::actors(look, format)),
         Verb::Restart { node, verb } => block_on(client::restart(node, verb, format)),
         Verb::Publish { node, verb } => block_on(client::publish(node, verb, format)),
         Verb::Command { node, verb } => block_on(client::command(node, verb, format)),

@@ -21,7 +21,8 @@ pub mod exit {
     pub const INTERRUPTED: u8 = 130;
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// How data is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     #[default]
     Table,
@@ -29,12 +30,33 @@ pub enum Format {
     Jsonl,
 }
 
+/// How a tree is drawn, for other tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drawing {
+    Dot,
+    Mermaid,
+    Geojson,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+    Jsonl,
+    /// A graph for Graphviz; topology only
+    Dot,
+    /// A graph for Markdown; topology only
+    Mermaid,
+    /// Places and links on a map; topology only
+    Geojson,
+}
+
 /// `-o` and `--json`, understood by every verb.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct OutputArgs {
     /// How to print data
     #[arg(short = 'o', long = "output", value_enum, global = true, default_value = "table")]
-    output: Format,
+    output: Output,
     /// Short for `-o json`
     #[arg(long, global = true)]
     json: bool,
@@ -42,7 +64,23 @@ pub struct OutputArgs {
 
 impl OutputArgs {
     pub fn format(&self) -> Format {
-        if self.json { Format::Json } else { self.output }
+        match self.output {
+            _ if self.json => Format::Json,
+            Output::Json => Format::Json,
+            Output::Jsonl => Format::Jsonl,
+            Output::Table | Output::Dot | Output::Mermaid | Output::Geojson => Format::Table,
+        }
+    }
+
+    /// What only `topology` prints.
+    pub fn drawing(&self) -> Option<Drawing> {
+        match self.output {
+            _ if self.json => None,
+            Output::Dot => Some(Drawing::Dot),
+            Output::Mermaid => Some(Drawing::Mermaid),
+            Output::Geojson => Some(Drawing::Geojson),
+            Output::Table | Output::Json | Output::Jsonl => None,
+        }
     }
 }
 

@@ -10,10 +10,11 @@ use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::durable::Record;
 use crate::proto::packet::{
-    Command, DataPacket, Direction, PacketType, Payload, Response, RouterFrame, Target, Verdict,
+    Command, DataPacket, Direction, Order, PacketType, Payload, Response, RouterFrame, Target, Verdict,
 };
 use crate::proto::router::machine::{Effect, Machine, Pending, RequestId};
 use crate::proto::router::route::{RoutingDecision, decide};
+use crate::proto::topology::Why;
 use crate::time::Time;
 
 /// How long the way back is remembered after a command has expired.
@@ -24,6 +25,8 @@ const LINGER: Duration = Duration::from_secs(60);
 pub struct Reply {
     pub verdict: Verdict,
     pub text: String,
+    /// What an [`Order::Explain`] asked for.
+    pub why: Option<Box<Why>>,
     pub after: Duration,
 }
 
@@ -107,13 +110,13 @@ impl Machine {
         now: Time,
         request: RequestId,
         target: Target,
-        text: String,
+        order: Order,
         deadline: Duration,
         expires: Duration,
         effects: &mut Vec<Effect>,
     ) {
         let remaining_ms = expires.min(Limits::COMMAND_LIFETIME).as_millis() as u32;
-        let command = Command { id: self.random_id(), issuer: self.settings.me, text, remaining_ms };
+        let command = Command { id: self.random_id(), issuer: self.settings.me, order, remaining_ms };
         let outcome = Outcome { command: command.id, expected: BTreeSet::new(), replies: BTreeMap::new() };
         let issued = Issued { request: Some(request), outcome, at: now, deadline: now + deadline };
         self.commands.issued.insert(command.id, issued);
@@ -180,6 +183,9 @@ impl Machine {
         if command.issuer == self.settings.me {
             self.expect(command.id, [self.settings.me]);
         }
+        if command.order == Order::Explain {
+            return effects.push(Effect::Explain(command.id));
+        }
         if self.durable.was_delivered(&command.id) {
             self.commands.duplicates += 1;
             return effects.push(Effect::Dropped("duplicate_command"));
@@ -206,6 +212,10 @@ impl Machine {
             text.truncate(cut);
         }
         self.respond(now, command, Response::Answer { verdict, text }, effects);
+    }
+
+    pub(super) fn explained(&mut self, now: Time, command: Uuid, why: Box<Why>, effects: &mut Vec<Effect>) {
+        self.respond(now, command, Response::Explained(why), effects);
     }
 
     /// Sends something back to the issuer of a command, which may be this node.
@@ -244,18 +254,21 @@ impl Machine {
         response: Response,
         effects: &mut Vec<Effect>,
     ) {
-        match response {
-            Response::PassedOn(nodes) => self.expect(command, nodes),
-            Response::Answer { verdict, text } => {
-                self.expect(command, [from]);
-                let Some(issued) = self.commands.issued.get_mut(&command) else { return };
-                if issued.request.is_none() {
-                    return effects.push(Effect::Dropped("late_answer"));
-                }
-                let reply = Reply { verdict, text, after: now.since(issued.at) };
-                issued.outcome.replies.entry(from).or_insert(reply);
+        let (verdict, text, why) = match response {
+            Response::PassedOn(nodes) => {
+                self.expect(command, nodes);
+                return self.conclude_if_complete(now, effects);
             }
+            Response::Answer { verdict, text } => (verdict, text, None),
+            Response::Explained(why) => (Verdict::Accepted, String::new(), Some(why)),
+        };
+        self.expect(command, [from]);
+        let Some(issued) = self.commands.issued.get_mut(&command) else { return };
+        if issued.request.is_none() {
+            return effects.push(Effect::Dropped("late_answer"));
         }
+        let reply = Reply { verdict, text, why, after: now.since(issued.at) };
+        issued.outcome.replies.entry(from).or_insert(reply);
         self.conclude_if_complete(now, effects);
     }
 

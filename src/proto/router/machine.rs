@@ -15,11 +15,11 @@ use crate::proto::dedup::Dedup;
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
 use crate::proto::outbox::WhenFull;
-use crate::proto::packet::{Command, DataPacket, Direction, PacketType, Payload, RouterFrame, Target, Verdict};
+use crate::proto::packet::{Command, DataPacket, Direction, Order, PacketType, Payload, RouterFrame, Target, Verdict};
 use crate::proto::router::commands::{Commands, Outcome};
 use crate::proto::router::telemetry::{Counts, PublishError, Published, Telemetrist};
 use crate::proto::sample::Telemetry;
-use crate::proto::topology::View;
+use crate::proto::topology::{View, Why};
 use crate::time::{Time, earliest};
 
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ pub enum Input {
     Issue {
         request: RequestId,
         target: Target,
-        text: String,
+        order: Order,
         deadline: Duration,
         expires: Duration,
     },
@@ -59,6 +59,11 @@ pub enum Input {
         command: Uuid,
         verdict: Verdict,
         text: String,
+    },
+    /// The node explains itself to whoever asked by this command.
+    Explained {
+        command: Uuid,
+        why: Box<Why>,
     },
     Frame {
         from: NodeId,
@@ -88,6 +93,8 @@ pub enum Effect {
     },
     /// To the host, at most once.
     Deliver(Command),
+    /// Somebody asks by this command why the node has the parent it has.
+    Explain(Uuid),
     Concluded {
         request: RequestId,
         outcome: Outcome,
@@ -171,10 +178,11 @@ impl Machine {
             Input::Placed(view) => self.placed(now, view, effects),
             Input::Publish { request, telemetry } => self.publish(request, telemetry, effects),
             Input::Rejected(reason) => self.rejected(reason, effects),
-            Input::Issue { request, target, text, deadline, expires } => {
-                self.issue(now, request, target, text, deadline, expires, effects);
+            Input::Issue { request, target, order, deadline, expires } => {
+                self.issue(now, request, target, order, deadline, expires, effects);
             }
             Input::Answered { command, verdict, text } => self.answered(now, command, verdict, text, effects),
+            Input::Explained { command, why } => self.explained(now, command, why, effects),
             Input::Frame { from, frame } => self.frame(now, from, frame, effects),
             Input::Persisted(ticket) => self.persisted(now, ticket, effects),
             Input::PersistFailed(ticket) => self.persist_failed(ticket, effects),

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use crate::id::{Keypair, NodeName};
     use crate::level::Level;
-    use crate::proto::packet::{Command, PacketType, Payload};
+    use crate::proto::packet::{Command, Order, PacketType, Payload};
     use crate::proto::topology::{ChildView, Descendant, ParentView, Tenure};
     use crate::time::Time;
     use std::sync::Arc;
@@ -88,7 +88,7 @@ mod tests {
     }
 
     fn packet(target: Target) -> DataPacket {
-        let command = Command { id: Uuid::nil(), issuer: id(2), text: "hold".into(), remaining_ms: 1000 };
+        let command = Command { id: Uuid::nil(), issuer: id(2), order: Order::Host("hold".into()), remaining_ms: 1000 };
         DataPacket {
             id: Uuid::nil(),
             source: id(2),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
+use crate::limits::Limits;
 use crate::proto::selection::{Factor, Gate};
 use crate::proto::topology::LastChange;
 use crate::proto::topology::machine::Machine;
@@ -22,11 +23,27 @@ pub struct CandidateExplained {
 /// The present decision and the last change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Why {
+    /// When it was asked, on this node's clock, as all times in here are.
+    pub at: Time,
     pub parent: Option<NodeId>,
     pub decided_at: Time,
     pub reason: String,
     pub candidates: Vec<CandidateExplained>,
     pub last_change: Option<LastChange>,
+}
+
+impl Why {
+    /// Cut to what travels to another node: the best candidates.
+    pub fn abridged(mut self) -> Self {
+        self.candidates.truncate(Limits::EXPLAINED);
+        self
+    }
+
+    /// Whether an explanation from outside is within its bounds; its frame bounds the texts.
+    pub fn is_possible(&self) -> bool {
+        let few = |c: &CandidateExplained| c.gates.len() <= 16 && c.factors.len() <= 16;
+        self.candidates.len() <= Limits::EXPLAINED && self.candidates.iter().all(few)
+    }
 }
 
 impl Machine {
@@ -50,6 +67,7 @@ impl Machine {
         let score = |c: &CandidateExplained| c.score.unwrap_or(-1.0);
         candidates.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.node.cmp(&b.node)));
         Why {
+            at: now,
             parent,
             decided_at: self.uplink.decided_at,
             reason: self.uplink.reason.clone(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rand::SeedableRng;
 use rand_pcg::Pcg32;
+use uuid::Uuid;
 
 use crate::id::{NodeId, NodeName};
 use crate::level::Level;
@@ -18,7 +19,7 @@ use crate::proto::selection::Weights;
 use crate::proto::topology::downlink::Downlink;
 use crate::proto::topology::laterals::Laterals;
 use crate::proto::topology::uplink::Uplink;
-use crate::proto::topology::{Frame, Parting, Standing, Tenure, View};
+use crate::proto::topology::{Frame, Parting, Standing, Tenure, View, Why};
 use crate::time::{Time, earliest};
 
 /// How long after news the machine thinks again, so that a burst is one thought.
@@ -67,6 +68,8 @@ pub enum Input {
     Stale(NodeId),
     /// The host wants the parent chosen anew.
     Reevaluate,
+    /// Somebody asks by this command for the reasons.
+    Explain(Uuid),
     /// Somebody who restarted wants the view again.
     Replay,
     /// The node is about to stop.
@@ -77,6 +80,8 @@ pub enum Input {
 pub enum Effect {
     Send(NodeId, Frame),
     View(Arc<View>),
+    /// The reasons that this command asked for.
+    Explained(Uuid, Box<Why>),
     Event(Event),
     /// An input was dropped; the label says why.
     Dropped(&'static str),
@@ -177,6 +182,10 @@ impl Machine {
             Input::Stale(child) if self.downlink.children.contains_key(&child) => self.dirty = true,
             Input::Stale(child) => self.dismiss(child, Parting::Stale, effects),
             Input::Reevaluate => self.think(now, effects),
+            Input::Explain(command) => {
+                let why = self.why(now).abridged();
+                effects.push(Effect::Explained(command, Box::new(why)));
+            }
             Input::Replay => {
                 self.dirty = true;
             }

@@ -158,7 +158,7 @@ async fn crash_actor(mesh: &Mesh) -> Outcome {
     };
     let restarted = tokio::time::timeout(PATIENCE, restarted).await.ok().flatten();
     let after = node.view();
-    let changed = node.history().await.unwrap_or_default();
+    let changed = node.metrics().history().await.unwrap_or_default();
     let changed = changed.iter().filter(|r| matches!(r.event, Event::PeerChanged { .. } | Event::PeerLost { .. }));
     let parent = |id: Option<NodeId>| id.map(|id| mesh.name_of(id));
     let answered = wait_until(async || node.router().report().await.is_ok()).await;

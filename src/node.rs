@@ -35,6 +35,7 @@ use crate::proto::packet::{Order, Target};
 use crate::proto::router;
 use crate::proto::router::{PublishError, Published};
 use crate::proto::sample::Telemetry;
+use crate::proto::strategy::HierarchyStrategy;
 use crate::proto::topology::{View, Why};
 use crate::storage::{DataDir, Journal, StorageError, identity};
 use crate::transport::iroh::IrohTransport;
@@ -84,6 +85,7 @@ pub struct NodeBuilder {
     incarnation: Option<u64>,
     invalid_name: Option<InvalidName>,
     seed: Option<u64>,
+    strategy: Option<Arc<dyn HierarchyStrategy>>,
 }
 
 #[derive(Clone)]
@@ -162,9 +164,15 @@ impl NodeBuilder {
         self
     }
 
+    /// A hierarchy strategy of the host's own, instead of the configured one; every node of the mesh has the same.
+    pub fn strategy(mut self, strategy: Arc<dyn HierarchyStrategy>) -> Self {
+        self.strategy = Some(strategy);
+        self
+    }
+
     /// Starts the supervisor and its actors. Dropping the future leaves nothing running.
     pub async fn spawn(self) -> Result<Node, SpawnError> {
-        let Self { config, key, board, incarnation, invalid_name, seed } = self;
+        let Self { config, key, board, incarnation, invalid_name, seed, strategy } = self;
         if let Some(invalid) = invalid_name {
             return Err(invalid.into());
         }
@@ -205,6 +213,7 @@ impl NodeBuilder {
         account[8..].copy_from_slice(&account_high.to_le_bytes());
         let identity = Identity { id: key.id(), name, incarnation, account: AccountId(account), seed };
         let mut settings = config.settings(&identity);
+        settings.topology.strategy = strategy.unwrap_or(settings.topology.strategy);
         settings.description.addresses = transport.addresses();
         settings.description.addresses.truncate(Limits::ADDRESSES);
         let durable = Durable::new(journal, settings.topology.account);

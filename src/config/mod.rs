@@ -9,6 +9,7 @@ pub use span::Span;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -22,6 +23,7 @@ use crate::proto::budget::Backoff;
 use crate::proto::geo::GeoPoint;
 use crate::proto::outbox::WhenFull;
 use crate::proto::selection::Weights;
+use crate::proto::strategy::{self, HierarchyStrategy};
 use crate::proto::{link, node, router, topology};
 
 /// Everything a node is configured with. Section and key names are the file's.
@@ -131,18 +133,40 @@ impl Default for BeaconSection {
     }
 }
 
-/// How groups find their leader. Others follow with the hierarchy strategies.
+/// How groups find their leader.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     #[default]
     Dynamic,
+    Static,
+    Hybrid,
+}
+
+/// What the hybrid strategy allows.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HybridSection {
+    /// Levels whose nodes may act above their own; absent: all.
+    pub promote: Option<Vec<String>>,
+    /// Levels whose nodes may step down again while they run; absent: all.
+    pub demote: Option<Vec<String>>,
+    pub max_levels: u8,
+    pub min_peers: usize,
+}
+
+impl Default for HybridSection {
+    fn default() -> Self {
+        Self { promote: None, demote: None, max_levels: 1, min_peers: 1 }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TopologySection {
     pub strategy: Strategy,
+    pub hybrid: HybridSection,
+    pub promote_after: Span,
     pub levels: Levels,
     pub weights: Weights,
     pub hysteresis: f64,
@@ -157,6 +181,8 @@ impl Default for TopologySection {
     fn default() -> Self {
         Self {
             strategy: Strategy::Dynamic,
+            hybrid: HybridSection::default(),
+            promote_after: Span::secs(3),
             levels: Levels::default(),
             weights: Weights::default(),
             hysteresis: 0.10,
@@ -297,6 +323,25 @@ impl Config {
         if let Err(invalid) = self.topology.weights.check() {
             check(false, "topology.weights", invalid.to_string(), "change the weights so that they sum to 1");
         }
+        let hybrid = &self.topology.hybrid;
+        for (key, list) in [("topology.hybrid.promote", &hybrid.promote), ("topology.hybrid.demote", &hybrid.demote)] {
+            for label in list.iter().flatten().filter(|label| levels.parse(label).is_none()) {
+                let fix = format!("use some of: {}", levels.labels().join(", "));
+                check(false, key, format!("`{label}` is not a level"), &fix);
+            }
+        }
+        check(
+            (1..=8).contains(&hybrid.max_levels),
+            "topology.hybrid.max_levels",
+            format!("{} is out of range", hybrid.max_levels),
+            "between 1 and 8",
+        );
+        check(
+            (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&self.topology.promote_after.0),
+            "topology.promote_after",
+            format!("{} is out of range", self.topology.promote_after),
+            "between 100ms and 10m",
+        );
         check(
             (0.0..=1.0).contains(&self.topology.hysteresis),
             "topology.hysteresis",
@@ -385,6 +430,27 @@ impl Config {
         self.telemetry.sink.unwrap_or(self.level() == self.topology.levels.top())
     }
 
+    /// The configured strategy.
+    pub fn strategy(&self) -> Arc<dyn HierarchyStrategy> {
+        match self.topology.strategy {
+            Strategy::Dynamic => Arc::new(strategy::Dynamic),
+            Strategy::Static => Arc::new(strategy::Static),
+            Strategy::Hybrid => {
+                let (hybrid, levels) = (&self.topology.hybrid, &self.topology.levels);
+                let named = |list: &Option<Vec<String>>| match list {
+                    Some(list) => list.iter().filter_map(|label| levels.parse(label)).collect(),
+                    None => (0..levels.labels().len() as u8).map(Level).collect(),
+                };
+                Arc::new(strategy::Hybrid {
+                    promote: named(&hybrid.promote),
+                    demote: named(&hybrid.demote),
+                    max_levels: hybrid.max_levels,
+                    min_peers: hybrid.min_peers,
+                })
+            }
+        }
+    }
+
     pub fn backoff(&self) -> Backoff {
         let BackoffSection { initial, multiplier, max } = &self.failover.backoff;
         Backoff { initial: initial.0, multiplier: *multiplier, max: max.0 }
@@ -434,7 +500,10 @@ impl Config {
                 me: id,
                 name,
                 level,
+                top_level: self.topology.levels.top(),
                 incarnation,
+                strategy: self.strategy(),
+                promote_after: self.topology.promote_after.0,
                 max_children: self.topology.max_children,
                 max_laterals: self.topology.max_laterals,
                 max_distance_m: self.topology.max_distance,

@@ -22,4 +22,5 @@ pub mod relay;
 pub mod router;
 pub mod sample;
 pub mod selection;
+pub mod strategy;
 pub mod topology;

@@ -114,6 +114,8 @@ pub struct Candidate<'a> {
 /// Who chooses.
 #[derive(Clone, Copy, Debug)]
 pub struct Chooser<'r> {
+    /// The base level: nobody is led by who was configured below it.
+    pub level: Level,
     pub effective_level: Level,
     pub position: Option<GeoPoint>,
     pub max_distance_m: f64,
@@ -135,6 +137,8 @@ pub struct Rank {
     pub rooted: bool,
     /// How many levels it skips.
     pub skips: u8,
+    /// Whether the level is its own, not one that it acts at.
+    pub real: bool,
     /// Whether being rooted comes before the next level up.
     pub rooted_first: bool,
     pub score: f64,
@@ -142,9 +146,9 @@ pub struct Rank {
 
 impl Rank {
     /// What no score makes up for.
-    fn kind(&self) -> (bool, bool, std::cmp::Reverse<u8>, bool) {
+    fn kind(&self) -> (bool, bool, std::cmp::Reverse<u8>, bool, bool) {
         let skips = std::cmp::Reverse(self.skips);
-        (self.preferred, self.rooted && self.rooted_first, skips, self.rooted)
+        (self.preferred, self.rooted && self.rooted_first, skips, self.rooted, self.real)
     }
 
     fn order(&self, other: &Self) -> std::cmp::Ordering {
@@ -171,6 +175,7 @@ impl Chooser<'_> {
             preferred: self.preferred == Some(beacon.id),
             rooted: self.best_roots.is_empty() || self.best_roots.contains(&beacon.root),
             skips: beacon.effective_level.0 - self.effective_level.0 - 1,
+            real: beacon.effective_level == beacon.level,
             rooted_first: self.impatient,
             score: self.factors(candidate).iter().map(|(_, value, weight)| value * weight).sum(),
         })
@@ -203,7 +208,7 @@ impl Chooser<'_> {
     fn passes(&self, gate: GateName, candidate: &Candidate<'_>) -> bool {
         let beacon = candidate.beacon;
         match gate {
-            GateName::HigherLevel => beacon.effective_level > self.effective_level,
+            GateName::HigherLevel => beacon.effective_level > self.effective_level && beacon.level >= self.level,
             GateName::CanParent => beacon.can_parent,
             GateName::Operational => beacon.operational,
             GateName::Fresh => candidate.fresh,
@@ -216,6 +221,9 @@ impl Chooser<'_> {
     fn detail(&self, gate: GateName, candidate: &Candidate<'_>) -> String {
         let beacon = candidate.beacon;
         match gate {
+            GateName::HigherLevel if beacon.level < self.level => {
+                format!("acts at level {}, its own is {}, below {}", beacon.effective_level, beacon.level, self.level)
+            }
             GateName::HigherLevel => format!("level {} above {}", beacon.effective_level, self.effective_level),
             GateName::CanParent => format!("can_parent = {}", beacon.can_parent),
             GateName::Operational => format!("operational = {}", beacon.operational),
@@ -278,6 +286,7 @@ mod tests {
 
     fn chooser() -> Chooser<'static> {
         Chooser {
+            level: Level::PLATFORM,
             effective_level: Level::PLATFORM,
             position: Some(GeoPoint::new(52.52, 13.40).unwrap()),
             max_distance_m: 10_000.0,
@@ -302,7 +311,7 @@ mod tests {
         assert!(chooser().rank(&candidate(&good)).is_some());
         type Spoil = fn(&mut Beacon);
         let cases: [(GateName, Spoil); 5] = [
-            (GateName::HigherLevel, |b| b.effective_level = Level::PLATFORM),
+            (GateName::HigherLevel, |b| (b.level, b.effective_level) = (Level::PLATFORM, Level::PLATFORM)),
             (GateName::CanParent, |b| b.can_parent = false),
             (GateName::Operational, |b| b.operational = false),
             (GateName::FreeSlot, |b| b.free_slots = 0),
@@ -340,8 +349,15 @@ mod tests {
 
     #[test]
     fn hysteresis_and_kind() {
-        let rank =
-            |score, rooted| Rank { id: beacon(1).id, preferred: false, rooted, skips: 0, rooted_first: false, score };
+        let rank = |score, rooted| Rank {
+            id: beacon(1).id,
+            preferred: false,
+            rooted,
+            skips: 0,
+            real: true,
+            rooted_first: false,
+            score,
+        };
         assert!(!rank(0.55, true).displaces(&rank(0.50, true), 0.10));
         assert!(rank(0.56, true).displaces(&rank(0.50, true), 0.10));
         assert!(rank(0.10, true).displaces(&rank(0.90, false), 0.10));

@@ -13,6 +13,6 @@ mod truth;
 mod wire;
 mod world;
 
-pub use report::{Report, Summary};
+pub use report::{Placed, Report, Summary};
 pub use scenario::{BUILT_IN, Scenario, ScenarioError};
 pub use world::{Doctor, World};

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::config::Strategy;
 use crate::id::{NodeId, NodeName};
 use crate::level::Levels;
 use crate::proto::account::AccountId;
@@ -13,7 +14,7 @@ use crate::proto::election::Role;
 use crate::proto::event::Event;
 use crate::proto::frame::Frame;
 use crate::proto::packet::{Payload, RouterFrame};
-use crate::proto::topology::{Cause, Standing};
+use crate::proto::topology::{Cause, Parting, Standing};
 use crate::sim::faults::ActiveFaults;
 use crate::sim::invariants::{Violation, link_up};
 use crate::sim::network::Network;
@@ -369,6 +370,11 @@ impl Recorder {
             Event::PeerLost { parent, reason } => {
                 let Some(from) = nodes[at].index_of(*parent) else { return };
                 let fault = self.fault_behind(nodes, network, at, from);
+                let told = [Parting::Moved, Parting::Preempted].iter().any(|parting| parting.label() == reason);
+                if fault.is_none() && told {
+                    self.parent_changes += 1;
+                    return;
+                }
                 self.open.insert(at, self.failovers.len());
                 self.failovers.push(Failover {
                     node: nodes[at].name.clone(),
@@ -458,7 +464,28 @@ impl World {
             self.invariants.check(now, "settled_root", view.root() == nodes[top].id, || {
                 format!("{} names another root than {}", node.name, nodes[top].name)
             });
+            let rival = || (i + 1..nodes.len()).find(|&other| self.are_rivals(i, other));
+            let rival = if attached { None } else { rival() };
+            self.invariants.check(now, "settled_one_root", rival.is_none(), || {
+                let other = rival.map_or("", |other| nodes[other].name.as_str());
+                format!("{} and {other} are both roots, though they can hear each other", node.name)
+            });
         }
+    }
+
+    /// Whether two nodes are both roots although one could be the other's parent.
+    fn are_rivals(&self, a: usize, b: usize) -> bool {
+        let (one, other) = (&self.nodes[a], &self.nodes[b]);
+        let reach = one.config.topology.max_distance.min(other.config.topology.max_distance);
+        let near = match (one.config.node.position, other.config.node.position) {
+            (Some(here), Some(there)) => here.distance_m(&there) <= reach,
+            _ => true,
+        };
+        let open = self.network.blocked(a, b).is_none() && self.network.blocked(b, a).is_none();
+        let able = |node: &SimNode| node.is_up() && node.config.node.can_parent;
+        let free = one.config.topology.strategy != Strategy::Hybrid;
+        let roots = link_up(&self.nodes, a).is_none() && link_up(&self.nodes, b).is_none();
+        roots && open && free && able(one) && able(other) && near
     }
 
     pub(super) fn finish(mut self, wall: Duration, seed: u64) -> Report {
@@ -561,7 +588,8 @@ impl Recorder {
         let idle = self.formation.converged_s.and_then(|converged| {
             let from = converged.ceil() as usize + 60;
             let until = self.first_activity.map_or(virtual_s, Time::as_secs_f64).floor() as usize;
-            let bytes = self.timeline.get(until.checked_sub(1)?)? - self.timeline.get(from.checked_sub(1)?)?;
+            let at = |second: usize| self.timeline.get(second.checked_sub(1)?).copied();
+            let bytes = at(until)?.checked_sub(at(from)?)?;
             (until >= from + 60).then(|| bytes as f64 / (until - from) as f64 / nodes as f64)
         });
         use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, GOSSIP_REDUNDANCY, IDLE_TIMEOUT};

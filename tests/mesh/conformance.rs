@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use tussock::config::Strategy;
 use tussock::transport::memory::{Switchboard, Wires};
 use tussock::{Config, Keypair, Level, Node, NodeId};
 
@@ -27,8 +28,10 @@ impl Medium {
     async fn node_with(&self, n: u8, incarnation: u64, formation: &str) -> Node {
         let mut config = Config::default();
         config.formation.name = formation.into();
-        // Only what the test asks for is linked.
+        // Only what the test asks for is linked: nobody rises to be a parent.
         config.topology.max_laterals = 0;
+        config.topology.strategy = Strategy::Hybrid;
+        config.topology.hybrid.promote = Some(Vec::new());
         let builder = Node::builder().config(config).name(&format!("n-{n}")).level(Level::PLATFORM);
         let builder = builder.key(key(n)).incarnation(incarnation);
         match self {

@@ -1,11 +1,14 @@
 //! Leaders, laterals and neighbours among whole nodes.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tussock::config::StaticPeer;
-use tussock::proto::election::Role;
+use tussock::proto::election::{Profile, Role};
+use tussock::proto::strategy::{HierarchyStrategy, Transition};
 use tussock::transport::memory::{Switchboard, Wires};
-use tussock::{Config, Keypair, Level, Node};
+use tussock::{Config, Event, Keypair, Level, Node, NodeId};
 
 use crate::support::{builder, eventually, key};
 
@@ -21,6 +24,69 @@ async fn two_nodes_equal_in_everything_name_the_same_single_leader() {
     roles.sort_by_key(|role| *role != Role::Leader);
     assert_eq!(roles, [Role::Leader, Role::Member]);
     assert_eq!(a.view().leader, a.id().min(b.id()));
+}
+
+/// A strategy of a host's own: the highest id leads, and nobody ever steps down.
+#[derive(Debug)]
+struct HighestId;
+
+impl HierarchyStrategy for HighestId {
+    fn leader(&self, group: &[Profile]) -> Option<NodeId> {
+        group.iter().map(|member| member.id).max()
+    }
+
+    fn may_rise(&self, _: &Transition) -> bool {
+        true
+    }
+
+    fn may_step_down(&self, _: &Transition) -> bool {
+        false
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_may_bring_a_strategy_of_its_own() {
+    let board = Switchboard::new(22, Wires::default());
+    let mut nodes = Vec::new();
+    for n in 1..=5 {
+        let node = builder(n, &format!("p-{n}"), Level::PLATFORM).strategy(Arc::new(HighestId)).memory(&board);
+        nodes.push(node.spawn().await.unwrap());
+    }
+    let highest = nodes.iter().map(Node::id).max().unwrap();
+    eventually("the highest id leads", async || nodes.iter().all(|node| node.view().root() == highest)).await;
+    let leader = nodes.iter().find(|node| node.id() == highest).unwrap();
+    assert_eq!((leader.view().level, leader.view().effective_level), (Level::PLATFORM, Level::SQUAD));
+    eventually("all name it", async || nodes.iter().all(|node| node.view().leader == highest)).await;
+    // A real squad comes: under this strategy the acting one stays what it is.
+    let squad = builder(9, "squad", Level::SQUAD).strategy(Arc::new(HighestId)).memory(&board).spawn().await.unwrap();
+    let root = async || nodes.iter().chain([&squad]).map(|node| node.view().root()).collect::<BTreeSet<_>>();
+    eventually("one root", async || root().await.len() == 1).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(root().await.len() == 1 && leader.view().effective_level > Level::PLATFORM);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acting_squad_hands_over_when_a_real_one_comes() {
+    let board = Switchboard::new(25, Wires::default());
+    let mut nodes = Vec::new();
+    for n in 1..=6 {
+        let node = builder(n, &format!("p-{n}"), Level::PLATFORM).memory(&board).spawn().await.unwrap();
+        nodes.push(node);
+    }
+    eventually("one acts", async || nodes.iter().filter(|node| node.view().children.len() == 5).count() == 1).await;
+    let acting = nodes.iter().find(|node| node.view().children.len() == 5).unwrap();
+    let before = acting.view();
+    assert_eq!((before.role, before.effective_level), (Role::Leader, Level::SQUAD));
+    let squad = builder(9, "squad", Level::SQUAD).memory(&board).spawn().await.unwrap();
+    eventually("the squad has all", async || squad.view().children.len() == 6).await;
+    let after = acting.view();
+    assert_eq!((after.effective_level, after.parent_id()), (Level::PLATFORM, Some(squad.id())));
+    assert!(after.tenure > before.tenure, "who steps down begins a new tenure");
+    // Make before break: those below were asked to move, and moved, before their parent stepped down.
+    for node in nodes.iter().filter(|node| node.id() != acting.id()) {
+        let history = node.metrics().history().await.unwrap();
+        assert!(!history.iter().any(|record| matches!(record.event, Event::PeerLost { .. })), "{}", node.name());
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -106,6 +106,16 @@ fn a_node_that_settles_without_the_parent_it_could_have_is_noticed() {
 }
 
 #[test]
+fn two_roots_that_can_hear_each_other_are_noticed() {
+    let report = with_views(|view| {
+        if view.level == Level::SQUAD {
+            view.parent = None;
+        }
+    });
+    assert!(broken(&report).contains(&"settled_one_root"));
+}
+
+#[test]
 fn a_node_that_names_another_root_than_it_has_is_noticed() {
     let report = with_views(|view| view.path = Arc::default());
     assert!(broken(&report).contains(&"settled_root"));

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tussock::sim::{Placed, Report};
+
 use crate::support::{from_text, held};
 
 #[test]
@@ -56,6 +58,48 @@ fn faults_of_every_kind_are_survived() {
         let report = held("faults.toml", seed);
         assert_eq!(report.faults.len(), 8, "seed {seed}: {:?}", report.unresolved_faults);
         assert!(!report.failovers.is_empty());
+    }
+}
+
+/// The fixed seed of the scenarios, and twenty more.
+fn seeds() -> impl Iterator<Item = u64> {
+    std::iter::once(42).chain(1..=20)
+}
+
+fn roots(report: &Report) -> Vec<&Placed> {
+    report.topology.iter().filter(|node| node.parent.is_none()).collect()
+}
+
+fn acting(report: &Report) -> usize {
+    report.topology.iter().filter(|node| node.level != node.effective_level).count()
+}
+
+#[test]
+fn equal_platforms_find_one_root_and_another_when_all_leaders_die() {
+    for seed in seeds() {
+        let report = held("equal-platforms.toml", seed);
+        assert_eq!(roots(&report).len(), 1, "seed {seed}");
+        assert!(report.formation.converged_s.is_some() && !report.failovers.is_empty(), "seed {seed}");
+        assert_eq!(report.commands[0].acknowledged, 40, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_squad_acts_as_platoon_and_steps_down_for_a_real_one() {
+    for seed in seeds() {
+        let report = held("no-platoon.toml", seed);
+        let roots = roots(&report);
+        assert_eq!((roots.len(), roots[0].node.as_str()), (1, "platoon-0"), "seed {seed}");
+        assert_eq!(acting(&report), 0, "seed {seed}: nobody acts when all real parents are there");
+    }
+}
+
+#[test]
+fn a_platform_acts_as_squad_while_nobody_has_room() {
+    for seed in seeds() {
+        let report = held("acting-squad.toml", seed);
+        assert!(report.failovers.iter().any(|f| f.to.as_ref().is_some_and(|to| to.as_str().starts_with("platform"))));
+        assert_eq!((roots(&report).len(), acting(&report)), (1, 0), "seed {seed}");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::proto::event::Event;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::uplink::Uplink;
-use crate::proto::topology::{Change, ChildView, Descendant, Frame, Parting, Refusal, Tenure};
+use crate::proto::topology::{Change, ChildView, Descendant, Frame, Parting, Path, Refusal, Tenure};
 use crate::time::Time;
 
 /// How long changes in the subtree are gathered before they are reported.
@@ -62,8 +62,21 @@ impl Downlink {
 }
 
 impl Machine {
+    /// Slots that a child of the next level down would get: one that skips levels gives way to it.
     pub(super) fn free_slots(&self) -> u16 {
-        self.settings.max_children.saturating_sub(self.downlink.children.len() as u16)
+        let skips = |child: &&ChildView| child.effective_level.0 + 1 < self.effective_level().0;
+        let taken = self.downlink.children.values().filter(|child| !skips(child)).count();
+        self.settings.max_children.saturating_sub(taken as u16)
+    }
+
+    /// Confirms the children under a new tenure.
+    pub(super) fn accept_again(&self, path: &Path, effects: &mut Vec<Effect>) {
+        let children = self.downlink.children.iter().map(|(&id, child)| (id, child.serial, false));
+        let reserved = self.downlink.reserved.iter().map(|(&id, &serial)| (id, serial, true));
+        for (child, serial, backup) in children.chain(reserved) {
+            let accept = Frame::Accept { serial, tenure: self.tenure, path: path.clone(), backup };
+            effects.push(Effect::Send(child, accept));
+        }
     }
 
     pub(super) fn attach_asked(
@@ -170,7 +183,7 @@ impl Machine {
             self.touch();
         }
         if self.downlink.children.get(&peer).is_some_and(|child| child.serial <= serial) {
-            self.child_gone(now, peer, &format!("{reason:?}").to_lowercase(), effects);
+            self.child_gone(now, peer, reason.label(), effects);
         }
     }
 

@@ -13,10 +13,12 @@ use crate::level::Level;
 use crate::proto::account::AccountId;
 use crate::proto::beacon::{Beacon, Description, Neighbours, Observation};
 use crate::proto::budget::Backoff;
-use crate::proto::election::{self, Profile, Role};
+use crate::proto::election::Role;
 use crate::proto::event::Event;
 use crate::proto::selection::Weights;
+use crate::proto::strategy::HierarchyStrategy;
 use crate::proto::topology::downlink::Downlink;
+use crate::proto::topology::hierarchy::Hierarchy;
 use crate::proto::topology::laterals::Laterals;
 use crate::proto::topology::uplink::Uplink;
 use crate::proto::topology::{Frame, Parting, Standing, Tenure, View, Why};
@@ -33,7 +35,12 @@ pub struct Settings {
     pub me: NodeId,
     pub name: NodeName,
     pub level: Level,
+    /// The highest configured level; one above it is allowed to who acts.
+    pub top_level: Level,
     pub incarnation: u64,
+    pub strategy: Arc<dyn HierarchyStrategy>,
+    /// How long a group without a parent waits for one before its leader rises.
+    pub promote_after: Duration,
     pub max_children: u16,
     pub max_laterals: usize,
     pub max_distance_m: f64,
@@ -91,15 +98,16 @@ pub enum Effect {
 pub struct Machine {
     pub(super) settings: Settings,
     pub(super) description: Arc<Description>,
-    /// Neighbours of this effective level and above.
+    /// Neighbours of this node's base level and above.
     pub(super) neighbours: Neighbours,
     pub(super) links: BTreeMap<NodeId, NodeName>,
     pub(super) tenure: Tenure,
     pub(super) uplink: Uplink,
     pub(super) downlink: Downlink,
     pub(super) laterals: Laterals,
-    role: Role,
-    leader: NodeId,
+    pub(super) hierarchy: Hierarchy,
+    pub(super) role: Role,
+    pub(super) leader: NodeId,
     pub(super) leaving: bool,
     view: Arc<View>,
     dirty: bool,
@@ -111,7 +119,8 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(now: Time, settings: Settings, description: Arc<Description>) -> Self {
-        let tenure = Tenure { incarnation: settings.incarnation, counter: 0 };
+        // A machine that starts cold within one process begins a later tenure than any before.
+        let tenure = Tenure { incarnation: settings.incarnation, counter: now.as_micros() };
         let name = settings.name.clone();
         let mut view = View::alone(settings.me, name, settings.level, tenure, settings.max_children);
         view.account = settings.account;
@@ -124,6 +133,7 @@ impl Machine {
             uplink: Uplink::new(now.as_micros()),
             downlink: Downlink::default(),
             laterals: Laterals::default(),
+            hierarchy: Hierarchy::default(),
             role: Role::Standalone,
             leader: settings.me,
             leaving: false,
@@ -216,12 +226,7 @@ impl Machine {
         if !std::mem::take(&mut self.restarted) {
             return;
         }
-        if let Some(parent) = &self.uplink.parent {
-            let (tenure, serial) = (self.tenure, parent.serial);
-            let (level, effective_level) = (self.settings.level, self.effective_level());
-            let again = Frame::Attach { tenure, serial, level, effective_level, backup: false };
-            effects.push(Effect::Send(parent.id, again));
-        }
+        self.confirm_parent(effects);
         effects.extend(self.downlink.children.keys().map(|&child| Effect::Send(child, Frame::Resync)));
     }
 
@@ -241,19 +246,24 @@ impl Machine {
         self.choose_parent(now, effects);
         self.choose_backup(now, effects);
         self.choose_laterals(now, effects);
+        self.consider_rising(now, effects);
+        self.consider_stepping_down(now, effects);
         self.elect(now, effects);
+        if self.standing(now) != self.view.standing {
+            self.touch();
+        }
     }
 
     fn observed(&mut self, now: Time, observation: Observation) {
         match observation {
             Observation::Seen(beacon) | Observation::Renewed { beacon, changed: true } => {
-                if beacon.effective_level >= self.effective_level() {
+                if beacon.effective_level >= self.settings.level {
                     self.neighbours.observe(now, beacon);
                     self.think_within(now, COALESCE);
                 }
             }
             Observation::Renewed { beacon, changed: false } => {
-                if beacon.effective_level >= self.effective_level() {
+                if beacon.effective_level >= self.settings.level {
                     self.neighbours.observe(now, beacon);
                 }
             }
@@ -293,6 +303,7 @@ impl Machine {
             Frame::Refuse { serial, reason } => self.refused(now, peer, serial, reason, effects),
             Frame::Detach { serial, reason } => self.detached(now, peer, serial, reason, effects),
             Frame::Dismiss { reason, backup } => self.dismissed(now, peer, reason, backup, effects),
+            Frame::HandOver { to } => self.handed_over(now, peer, to, effects),
             Frame::Path(path) => self.path_changed(now, peer, path, effects),
             Frame::Subtree { full, changes } => self.subtree_reported(now, peer, full, changes, effects),
             Frame::Resync => self.report_whole_subtree_to(peer, effects),
@@ -306,53 +317,13 @@ impl Machine {
         self.say_goodbye_above(effects);
     }
 
-    pub(super) fn effective_level(&self) -> Level {
-        self.settings.level
-    }
-
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn standing(&self, now: Time) -> Standing {
         if self.uplink.parent.is_some() {
             Standing::Attached
-        } else if self.uplink.is_trying() || self.uplink.known_root_level > Some(self.settings.level) {
+        } else if self.uplink.is_trying(now) || self.uplink.known_root_level > Some(self.settings.level) {
             Standing::Detached
         } else {
             Standing::Root
-        }
-    }
-
-    /// My group: the nodes of my effective level with the same parent, or without one like me.
-    fn elect(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let own = &self.description;
-        let parent = self.uplink.parent.as_ref().map(|parent| parent.id.prefix());
-        let mut group = vec![Profile {
-            id: self.settings.me,
-            score: election::score(own.mobility.score(), own.resources.score(), own.resources.battery()),
-            priority: own.parent_priority,
-            leads: self.role == Role::Leader,
-        }];
-        let level = self.effective_level();
-        let peers = self
-            .neighbours
-            .iter()
-            .filter(|(_, n)| n.beacon.effective_level == level && n.beacon.parent == parent && n.is_fresh(now));
-        group.extend(peers.map(|(&id, n)| Profile {
-            id,
-            score: election::score(n.beacon.mobility.score(), n.beacon.resources.score(), n.beacon.resources.battery()),
-            priority: n.beacon.parent_priority,
-            leads: n.beacon.role == Role::Leader,
-        }));
-        let leader = election::elect(&group).unwrap_or(self.settings.me);
-        let role = match (group.len(), leader == self.settings.me) {
-            (1, _) => Role::Standalone,
-            (_, true) => Role::Leader,
-            (_, false) => Role::Member,
-        };
-        if role != self.role {
-            effects.push(Effect::Event(Event::RoleChanged { from: self.role, to: role }));
-        }
-        if (role, leader) != (self.role, self.leader) {
-            (self.role, self.leader) = (role, leader);
-            self.touch();
         }
     }
 
@@ -365,8 +336,12 @@ impl Machine {
         }
         let view = Arc::new(self.current_view(now));
         let (before, after) = (self.view.path_for_children(), view.path_for_children());
+        let new_tenure = self.view.tenure != view.tenure;
         self.view = view;
-        if before != after {
+        if new_tenure {
+            // The links downward are void until the children know of it.
+            self.accept_again(&after, effects);
+        } else if before != after {
             let children = self.view.children.keys().chain(&self.view.reserved);
             effects.extend(children.map(|&child| Effect::Send(child, Frame::Path(after.clone()))));
         }
@@ -375,7 +350,7 @@ impl Machine {
 
     fn current_view(&self, now: Time) -> View {
         let uplink = &self.uplink;
-        let standing = self.standing();
+        let standing = self.standing(now);
         let account = match standing {
             Standing::Attached => uplink.path.account,
             // Who was cut off from a higher root does not commit in its place.

@@ -6,6 +6,7 @@
 
 mod downlink;
 mod explain;
+mod hierarchy;
 mod laterals;
 mod machine;
 mod uplink;
@@ -27,7 +28,7 @@ use crate::time::Time;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Tenure {
     pub incarnation: u64,
-    pub counter: u32,
+    pub counter: u64,
 }
 
 /// A node on the way to the root.
@@ -80,6 +81,17 @@ pub enum Parting {
     Stale,
 }
 
+impl Parting {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Moved => "moved",
+            Self::Leaving => "leaving",
+            Self::Preempted => "preempted",
+            Self::Stale => "stale",
+        }
+    }
+}
+
 /// One change in a subtree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
@@ -117,6 +129,10 @@ pub enum Frame {
     Dismiss {
         reason: Parting,
         backup: bool,
+    },
+    /// From parent to child: this one takes you over, I am about to step down.
+    HandOver {
+        to: NodeId,
     },
     /// The way to the root has changed.
     Path(Path),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::id::{NodeId, Prefix};
 use crate::level::Level;
+use crate::proto::beacon::Beacon;
 use crate::proto::event::Event;
 use crate::proto::selection::{Candidate, Chooser, Rank};
 use crate::proto::topology::machine::{Effect, Machine};
@@ -20,6 +21,8 @@ const LISTEN_FOR_NEXT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long an attempt may take, the dial included.
 const ATTEMPT: Duration = Duration::from_secs(3);
+/// How long the loss of a parent is a search for another, before nobody counts as found.
+const SEARCH: Duration = Duration::from_secs(3);
 /// How long a request may go without an answer before it is repeated.
 const ANSWER: Duration = Duration::from_millis(500);
 
@@ -53,6 +56,14 @@ struct Cooldown {
 }
 
 #[derive(Clone, Debug)]
+struct Lost {
+    id: NodeId,
+    at: Time,
+    cause: Cause,
+    detail: String,
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Uplink {
     pub parent: Option<ParentView>,
     pub path: Arc<Path>,
@@ -69,7 +80,7 @@ pub(super) struct Uplink {
     /// Since when this node is cut off from the best roots in sight.
     unrooted_since: Option<Time>,
     /// The parent that was lost, and why, until there is a new one.
-    lost: Option<(NodeId, Cause, String)>,
+    lost: Option<Lost>,
     serial: u64,
 }
 
@@ -92,8 +103,9 @@ impl Uplink {
         }
     }
 
-    pub fn is_trying(&self) -> bool {
-        self.attempt.is_some() || self.first_sight.is_some() || self.lost.is_some()
+    pub fn is_trying(&self, now: Time) -> bool {
+        let searching = self.lost.as_ref().is_some_and(|lost| now.since(lost.at) < SEARCH);
+        self.attempt.is_some() || self.first_sight.is_some() || searching
     }
 
     pub fn deadline(&self) -> Option<Time> {
@@ -129,6 +141,7 @@ impl Machine {
     pub(super) fn with_chooser<T>(&self, now: Time, ask: impl FnOnce(Chooser<'_>) -> T) -> T {
         let best_roots = self.best_roots(now);
         ask(Chooser {
+            level: self.settings.level,
             effective_level: self.effective_level(),
             position: self.description.position,
             max_distance_m: self.settings.max_distance_m,
@@ -140,7 +153,10 @@ impl Machine {
     }
 
     pub(super) fn candidates(&self, now: Time) -> impl Iterator<Item = Candidate<'_>> {
-        let level = self.effective_level();
+        self.candidates_above(self.effective_level(), now)
+    }
+
+    fn candidates_above(&self, level: Level, now: Time) -> impl Iterator<Item = Candidate<'_>> {
         let above = self.neighbours.iter().filter(move |(_, n)| n.beacon.effective_level > level);
         above.map(move |(id, n)| {
             let is_parent = self.uplink.parent.as_ref().is_some_and(|parent| parent.id == *id);
@@ -155,14 +171,68 @@ impl Machine {
         })
     }
 
-    /// The highest roots in sight: nodes without a parent of the highest effective level.
+    /// Parents of a higher base level than this node's that it could have if it did not act above its own, best first.
+    pub(super) fn real_parents(&self, now: Time) -> Vec<Arc<Beacon>> {
+        let base = self.settings.level;
+        let ranking = self.with_chooser(now, |chooser| {
+            let real = self.candidates_above(base, now).filter(|candidate| candidate.beacon.level > base);
+            Chooser { effective_level: base, ..chooser }.ranking(real)
+        });
+        ranking.iter().filter_map(|rank| self.neighbours.get(&rank.id)).map(|n| n.beacon.clone()).collect()
+    }
+
+    /// Whether somebody above has not been asked yet, or is being asked for the first time.
+    pub(super) fn has_untried_candidate(&self, now: Time) -> bool {
+        let untried = |id: &NodeId| !self.uplink.cooldowns.contains_key(id);
+        self.ranking(now).iter().any(|rank| untried(&rank.id))
+    }
+
+    /// Has the parent confirm the link: after a restart, or under a new tenure.
+    pub(super) fn confirm_parent(&self, effects: &mut Vec<Effect>) {
+        if let Some(parent) = &self.uplink.parent {
+            let (tenure, serial) = (self.tenure, parent.serial);
+            let (level, effective_level) = (self.settings.level, self.effective_level());
+            let again = Frame::Attach { tenure, serial, level, effective_level, backup: false };
+            effects.push(Effect::Send(parent.id, again));
+        }
+    }
+
+    /// Stops asking those above: this node rises to where they may not be above it any more.
+    pub(super) fn give_up_above(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let reason = Parting::Moved;
+        if let Some(Attempt { id, serial, .. }) = self.uplink.attempt.take() {
+            effects.push(Effect::Send(id, Frame::Detach { serial, reason }));
+        }
+        if let Some(Backup { id, serial, .. }) = self.uplink.backup.take() {
+            effects.push(Effect::Send(id, Frame::Detach { serial, reason }));
+        }
+        (self.uplink.first_sight, self.uplink.lost) = (None, None);
+        self.uplink.decided_at = now;
+    }
+
+    /// The parent is about to step down and names who takes its children over.
+    pub(super) fn handed_over(&mut self, now: Time, peer: NodeId, to: NodeId, effects: &mut Vec<Effect>) {
+        let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
+        if parent != Some(peer) || self.uplink.attempt.is_some() {
+            return;
+        }
+        let ranking = self.ranking(now);
+        let others = || ranking.iter().filter(|rank| rank.id != peer);
+        if let Some(next) = others().find(|rank| rank.id == to).or_else(|| others().next()) {
+            let detail = format!("{} steps down and hands over", peer.short());
+            self.attempt(now, next.id, Cause::Closed, detail, effects);
+        }
+    }
+
+    /// The highest roots in sight: nodes without a parent of the highest level, by base and then by effective level.
     fn best_roots(&self, now: Time) -> BTreeSet<Prefix> {
         let roots = || {
             let fresh = self.neighbours.iter().filter(|(_, n)| n.is_fresh(now) && n.beacon.parent.is_none());
             fresh.map(|(_, n)| &n.beacon)
         };
-        let highest = roots().map(|beacon| beacon.effective_level).max();
-        roots().filter(|beacon| Some(beacon.effective_level) == highest).map(|beacon| beacon.id.prefix()).collect()
+        let height = |beacon: &Arc<Beacon>| (beacon.level, beacon.effective_level);
+        let highest = roots().map(height).max();
+        roots().filter(|beacon| Some(height(beacon)) == highest).map(|beacon| beacon.id.prefix()).collect()
     }
 
     fn note_roots(&mut self, now: Time) {
@@ -200,7 +270,7 @@ impl Machine {
             None if self.uplink.lost.is_none() && self.is_listening(now, best.skips) => {}
             None => {
                 let (cause, detail) = match &self.uplink.lost {
-                    Some((_, cause, detail)) => (*cause, detail.clone()),
+                    Some(lost) => (lost.cause, lost.detail.clone()),
                     None => (Cause::First, "the best candidate heard".into()),
                 };
                 self.attempt(now, best.id, cause, detail, effects);
@@ -280,7 +350,7 @@ impl Machine {
         self.rest(now, id);
         self.uplink.reason = format!("{} did not take this node: {why}", id.short());
         if self.uplink.parent.is_none() && self.uplink.lost.is_none() && cause == Cause::Refused {
-            self.uplink.lost = Some((attempt.id, cause, why.to_owned()));
+            self.uplink.lost = Some(Lost { id: attempt.id, at: now, cause, detail: why.to_owned() });
         }
         self.touch();
         self.choose_parent(now, effects);
@@ -331,7 +401,13 @@ impl Machine {
         let Some(attempt) = self.uplink.attempt.take_if(|a| a.id == peer && a.serial == serial) else {
             let present = self.uplink.parent.as_ref().is_some_and(|p| p.id == peer && p.serial == serial);
             if present {
-                // Said again after a restart on either side: only the path may be news.
+                // Said again after a restart on either side, or under a new tenure of the parent's.
+                if path.waypoints[0].effective_level <= self.effective_level() {
+                    return self.lose_parent(now, Cause::Closed, "it is not above this node any more", effects);
+                }
+                if let Some(parent) = &mut self.uplink.parent {
+                    parent.tenure = tenure;
+                }
                 self.take_path(path);
                 self.report_whole_subtree_to(peer, effects);
                 self.touch();
@@ -341,9 +417,14 @@ impl Machine {
             }
             return;
         };
+        if path.waypoints[0].effective_level <= self.effective_level() {
+            effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved }));
+            self.uplink.attempt = Some(attempt);
+            return self.attempt_failed(now, peer, Cause::Refused, "it is not above this node", effects);
+        }
         let former = self.uplink.parent.take();
         let lost = self.uplink.lost.take();
-        let from = former.as_ref().map(|parent| parent.id).or(lost.as_ref().map(|(id, _, _)| *id));
+        let from = former.as_ref().map(|parent| parent.id).or(lost.as_ref().map(|lost| lost.id));
         if let Some(former) = former.filter(|former| former.id != peer) {
             effects.push(Effect::Send(former.id, Frame::Detach { serial: former.serial, reason: Parting::Moved }));
         }
@@ -390,7 +471,7 @@ impl Machine {
             self.drop_backup(now);
         }
         if !backup && self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) {
-            self.lose_parent(now, Cause::Closed, &format!("{reason:?}").to_lowercase(), effects);
+            self.lose_parent(now, Cause::Closed, reason.label(), effects);
         }
     }
 
@@ -425,7 +506,8 @@ impl Machine {
         let Some(parent) = self.uplink.parent.take() else { return };
         effects.push(Effect::Event(Event::PeerLost { parent: parent.id, reason: reason.to_owned() }));
         self.uplink.path = Arc::default();
-        self.uplink.lost = Some((parent.id, cause, reason.to_owned()));
+        self.uplink.lost = Some(Lost { id: parent.id, at: now, cause, detail: reason.to_owned() });
+        self.think_within(now, SEARCH);
         self.uplink.reason = format!("{} was lost: {reason}", parent.id.short());
         self.uplink.decided_at = now;
         self.rest(now, parent.id);

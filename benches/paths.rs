@@ -112,13 +112,27 @@ fn routing(c: &mut Criterion) {
     let level = Level::PLATFORM;
     for n in 1..=1000 {
         let (child, since) = (id(n), Time::ZERO);
-        view.children.insert(child, ChildView { tenure, serial: 1, effective_level: level, since });
+        view.children.insert(child, ChildView { tenure, serial: 1, effective_level: level, fence: None, since });
         let name = name.clone();
-        let below = Descendant { id: child, name, level, effective_level: level, parent: id(0), version: (1, 1) };
+        let below = Descendant {
+            id: child,
+            name,
+            level,
+            effective_level: level,
+            parent: id(0),
+            capabilities: Vec::new(),
+            account: None,
+            version: (1, 1),
+        };
         Arc::make_mut(&mut view.descendants).insert(child, (child, below));
     }
-    let command =
-        Command { id: uuid::Uuid::nil(), issuer: id(0), order: Order::Host("hold".into()), remaining_ms: 1000 };
+    let command = Command {
+        id: uuid::Uuid::nil(),
+        issuer: id(0),
+        order: Order::Host("hold".into()),
+        fence: None,
+        remaining_ms: 1000,
+    };
     let packet = |target| DataPacket {
         id: uuid::Uuid::nil(),
         source: id(0),

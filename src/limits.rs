@@ -6,7 +6,7 @@ use std::time::Duration;
 pub struct Limits;
 
 impl Limits {
-    /// A frame on a stream. The largest is a full subtree report of 1,024 nodes (96 bytes each); refused above.
+    /// A frame on a stream. The largest is a full subtree report of 1,024 nodes (up to 200 bytes each); refused above.
     pub const FRAME_BYTES: usize = 256 * 1024;
     /// A datagram: below the smallest MTU that QUIC allows for its packets.
     pub const DATAGRAM_BYTES: usize = 64;
@@ -48,12 +48,15 @@ impl Limits {
     pub const COORDINATION_HOPS: u8 = 3;
     /// Sources whose packets are remembered for duplicates, the least recent leaving first; 176 bytes each.
     pub const DEDUP_SOURCES: usize = 16_384;
-    /// Commands whose way back, or answers, a node remembers.
+    /// Commands that a node keeps for who attaches, and for the way back, and their bytes.
     pub const COMMANDS: usize = 4_096;
+    pub const COMMANDS_BYTES: usize = 4 * 1024 * 1024;
     /// Command ids remembered as delivered: a node may be commanded 16,384 times within one lifetime.
     pub const DELIVERED: usize = 16_384;
     /// Bytes of a command's text, and of an answer's.
     pub const COMMAND_BYTES: usize = 16 * 1024;
+    /// Bytes of an answer that are remembered with the command, to be said again.
+    pub const ANSWER_KEPT_BYTES: usize = 256;
     /// The longest lifetime of a command.
     pub const COMMAND_LIFETIME: Duration = Duration::from_secs(24 * 3600);
     /// Candidates in an explanation for another node; 700 bytes each.

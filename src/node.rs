@@ -217,6 +217,7 @@ impl NodeBuilder {
         settings.description.addresses = transport.addresses();
         settings.description.addresses.truncate(Limits::ADDRESSES);
         let durable = Durable::new(journal, settings.topology.account);
+        settings.topology.fence = durable.fence;
         let context = Context::new(settings, Arc::new(config), key, transport, Journal::in_memory(durable));
         let (ended, degraded) = (watch::Sender::new(None), watch::Sender::new(Vec::new()));
         let arguments = (context.clone(), ended.clone(), degraded.clone());

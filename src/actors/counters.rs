@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Everything that is counted as dropped, by why.
-const DROPS: [&str; 42] = [
+const DROPS: [&str; 41] = [
     "own_beacon",
     "foreign_formation",
     "stale_beacon",
@@ -25,6 +25,7 @@ const DROPS: [&str; 42] = [
     "impossible_path",
     "impossible_subtree",
     "subtree_of_stranger",
+    "fence_of_stranger",
     "impossible_unit",
     "unknown_dictionary",
     "foreign_source",
@@ -35,9 +36,7 @@ const DROPS: [&str; 42] = [
     "duplicate_command",
     "expired_command",
     "forgotten_command",
-    "late_answer",
     "unroutable",
-    "not_for_me",
     "own_packet",
     "too_many_hops",
     "not_in_tree",

@@ -63,6 +63,7 @@ impl Subject for Routing {
                 self.step(now, Input::Issue { request, target, order, deadline, expires });
             }
             RouterMessage::Report(reply) => drop(reply.send(self.report())),
+            RouterMessage::Outcome(command, reply) => drop(reply.send(self.machine.outcome(&command).cloned())),
         }
     }
 
@@ -148,7 +149,7 @@ fn carry_out(context: &Context, waiting: &mut BTreeMap<u64, Waiting>, output: Ou
 }
 
 fn deliver(context: &Context, command: Command) {
-    let Command { id, issuer, order: Order::Host(text), remaining_ms } = command else { return };
+    let Command { id, issuer, order: Order::Host(text), remaining_ms, .. } = command else { return };
     let expires_in = Duration::from_millis(u64::from(remaining_ms));
     let command = HostCommand { id, issuer, text: text.clone(), expires_in };
     context.event(Event::CommandReceived { id, issuer, text });

@@ -10,7 +10,7 @@ use crate::actors::context::Context;
 use crate::actors::shell::Subject;
 use crate::messages::TopologyMessage;
 use crate::proto::node::after_topology;
-use crate::proto::topology::{Effect, Machine};
+use crate::proto::topology::{Effect, Machine, Settings};
 use crate::time::Time;
 
 pub struct Topology {
@@ -29,7 +29,12 @@ impl Subject for Topology {
         let settings = &context.settings;
         let machine = match &snapshot {
             Some(snapshot) => Machine::recover(now, snapshot),
-            None => Machine::new(now, settings.topology.clone(), Arc::new(settings.description.clone())),
+            None => {
+                // A term of command is never forgotten, whatever else is.
+                let fence = context.view.borrow().fence.max(settings.topology.fence);
+                let settings_now = Settings { fence, ..settings.topology.clone() };
+                Machine::new(now, settings_now, Arc::new(settings.description.clone()))
+            }
         };
         Ok(Self { context: context.clone(), machine, kept, decided: false })
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::admin::Refused;
 use crate::id::NodeId;
+use crate::limits::Limits;
 use crate::messages::EventRecord;
 use crate::node::{Node, NodeError};
 use crate::proto::beacon::Vitality;
@@ -44,6 +45,7 @@ fn state(view: &View) -> &'static str {
         Standing::Root => "root",
         Standing::Attached => "attached",
         Standing::Detached => "detached",
+        Standing::Autonomous => "autonomous",
     }
 }
 
@@ -103,7 +105,10 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
             "delivered": report.commands_delivered,
             "duplicates": report.commands_duplicate,
         },
-        "partition": null,
+        "partition": view.partition.map(|partition| json!({
+            "since_s": node.beacons().now().since(partition.since).as_secs_f64(),
+            "local_root": names.node(partition.root),
+        })),
         "dropped": node.dropped(),
     }))
 }
@@ -285,7 +290,6 @@ pub async fn topology(node: &Node) -> Result<Value, Refused> {
 }
 
 pub async fn actors(node: &Node) -> Result<Value, Refused> {
-    use crate::limits::Limits;
     let reports = node.actors().await.map_err(|error| busy(&error))?;
     let shape = |report: &crate::actors::ActorReport| {
         json!({
@@ -337,13 +341,25 @@ pub fn target(node: &Node, text: &str) -> Result<Target, Refused> {
     match text {
         "everyone" => return Ok(Target::Everyone),
         "children" => return Ok(Target::Children),
+        "laterals" => return Ok(Target::Laterals),
         _ => {}
     }
-    if let Some((kind @ ("subtree" | "level" | "capability"), _)) = text.split_once(':') {
-        let message = format!("commands to a {kind} are not available yet");
-        return Err(Refused::new(2, "not_available", message, "use everyone, children, or a node"));
+    let levels = &node.config().topology.levels;
+    match text.split_once(':') {
+        Some(("subtree", top)) => named(node, top).map(Target::Subtree),
+        Some(("level", label)) => levels.parse(label).map(Target::Level).ok_or_else(|| {
+            let fix = format!("use one of: {}", levels.labels().join(", "));
+            Refused::new(2, "unknown_level", format!("`{label}` is not a level"), fix)
+        }),
+        Some(("capability", kind)) if (1..=Limits::CAPABILITY_BYTES).contains(&kind.len()) => {
+            Ok(Target::Capability(kind.to_owned()))
+        }
+        Some(("capability", kind)) => {
+            let message = format!("`{kind}` is no type of capability");
+            Err(Refused::new(2, "bad_capability", message, "a type has 1 to 32 bytes"))
+        }
+        _ => named(node, text).map(Target::Node),
     }
-    named(node, text).map(Target::Node)
 }
 
 /// The node that a text names, by name, id or id prefix.
@@ -403,7 +419,7 @@ fn outcome_shape(names: &Names, outcome: &Outcome) -> Value {
                 "answer": reply.verdict,
                 "text": reply.text,
                 "after_s": reply.after.as_secs_f64(),
-                "late": false,
+                "late": reply.late,
             })
         })
         .collect();

@@ -108,9 +108,20 @@ pub enum TopologyMessage {
 
 pub enum RouterMessage {
     Input(router::Input),
-    Publish { telemetry: Telemetry, reply: Reply<Result<Published, PublishError>> },
-    Command { target: Target, order: Order, deadline: Duration, expires: Duration, reply: Reply<Outcome> },
+    Publish {
+        telemetry: Telemetry,
+        reply: Reply<Result<Published, PublishError>>,
+    },
+    Command {
+        target: Target,
+        order: Order,
+        deadline: Duration,
+        expires: Duration,
+        reply: Reply<Outcome>,
+    },
     Report(Reply<RouterReport>),
+    /// What became of a command, late answers included.
+    Outcome(Uuid, Reply<Option<Outcome>>),
 }
 
 /// A command for the host, to be answered by its id.

@@ -129,7 +129,7 @@ mod tests {
         let waypoint =
             Waypoint { id: key().id(), name: name.clone(), level: Level::SQUAD, effective_level: Level::SQUAD };
         let tenure = Tenure { incarnation: 3, counter: 1 };
-        let path = Path { waypoints: vec![waypoint], account: None };
+        let path = Path { waypoints: vec![waypoint], ..Path::default() };
         let formation = FormationId(*b"training");
         vec![
             Frame::Hello(Hello { formation, name, level: Level::PLATFORM, incarnation: 3, count: 9 }),

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::actors::{AskError, Context};
 use crate::id::NodeId;
 use crate::messages::{
@@ -12,6 +14,7 @@ use crate::messages::{
 };
 use crate::proto::beacon::{Description, Neighbours, SelfPatch};
 use crate::proto::node::Input;
+use crate::proto::router::Outcome;
 use crate::proto::topology::Why;
 use crate::proto::{beacon, link, topology};
 
@@ -64,6 +67,11 @@ impl RouterHandle<'_> {
     /// What became of samples and commands here.
     pub async fn report(&self) -> Result<RouterReport, AskError> {
         self.0.addresses.router.ask(RouterMessage::Report).await
+    }
+
+    /// What became of a command issued here, answers that came after its deadline included; `None` if it is forgotten.
+    pub async fn outcome(&self, command: Uuid) -> Result<Option<Outcome>, AskError> {
+        self.0.addresses.router.ask(|reply| RouterMessage::Outcome(command, reply)).await
     }
 }
 

@@ -3,7 +3,7 @@
 //! Whoever keeps the records (memory, a disk) applies them to a [`Durable`] of its own and hands a copy to each
 //! incarnation of the router, so that a crash loses nothing that was acknowledged.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -12,7 +12,9 @@ use crate::limits::Limits;
 use crate::proto::account::{Account, AccountId};
 use crate::proto::aggregate::{JournalId, Unit};
 use crate::proto::outbox::Outbox;
+use crate::proto::packet::Verdict;
 use crate::proto::sample::Sample;
+use crate::proto::topology::Fence;
 
 /// One durable change.
 #[derive(Clone, Debug)]
@@ -36,8 +38,33 @@ pub enum Record {
     Commit(Arc<Unit>),
     /// Sequences that will not be counted here.
     Void(Arc<Unit>),
-    /// A command is about to be delivered to the host.
-    Deliver(Uuid),
+    /// A command is about to be delivered to the host of this run of the node.
+    Deliver {
+        command: Uuid,
+        incarnation: u64,
+    },
+    /// A delivered command was answered.
+    Answer {
+        command: Uuid,
+        answer: Answered,
+    },
+    /// The term of command that this node knows.
+    Fence(Fence),
+}
+
+/// What a host said to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    pub verdict: Verdict,
+    pub text: String,
+}
+
+/// A command that was given to a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The run of the node whose host got it.
+    pub incarnation: u64,
+    pub answer: Option<Answered>,
 }
 
 /// The state that records add up to.
@@ -47,7 +74,9 @@ pub struct Durable {
     pub outbox: Outbox,
     /// Absent on a node that does not commit samples.
     pub account: Option<Account>,
-    delivered: BTreeSet<Uuid>,
+    /// The highest term of command known.
+    pub fence: Option<Fence>,
+    delivered: BTreeMap<Uuid, Delivery>,
     delivered_order: VecDeque<Uuid>,
 }
 
@@ -57,7 +86,8 @@ impl Durable {
             reserved: 0,
             outbox: Outbox::new(journal),
             account: account.map(Account::new),
-            delivered: BTreeSet::new(),
+            fence: None,
+            delivered: BTreeMap::new(),
             delivered_order: VecDeque::new(),
         }
     }
@@ -81,9 +111,16 @@ impl Durable {
                     account.void(&unit.provenance);
                 }
             }
-            Record::Deliver(id) => {
-                if self.delivered.insert(*id) {
-                    self.delivered_order.push_back(*id);
+            Record::Fence(fence) => self.fence = self.fence.max(Some(*fence)),
+            Record::Answer { command, answer } => {
+                if let Some(delivery) = self.delivered.get_mut(command) {
+                    delivery.answer.get_or_insert_with(|| answer.clone());
+                }
+            }
+            Record::Deliver { command, incarnation } => {
+                let delivery = Delivery { incarnation: *incarnation, answer: None };
+                if self.delivered.insert(*command, delivery).is_none() {
+                    self.delivered_order.push_back(*command);
                 }
                 if self.delivered_order.len() > Limits::DELIVERED
                     && let Some(oldest) = self.delivered_order.pop_front()
@@ -94,7 +131,7 @@ impl Durable {
         }
     }
 
-    pub fn was_delivered(&self, id: &Uuid) -> bool {
-        self.delivered.contains(id)
+    pub fn delivery(&self, command: &Uuid) -> Option<&Delivery> {
+        self.delivered.get(command)
     }
 }

@@ -52,6 +52,15 @@ pub enum Event {
         from: Level,
         to: Level,
     },
+    /// The part that this node is in acts on its own under this root.
+    PartitionDetected {
+        root: NodeId,
+    },
+    /// A root as high as the lost one is above again.
+    PartitionHealed {
+        #[serde(rename = "lasted_s")]
+        lasted: Duration,
+    },
     /// A subsystem crashed and is back.
     ActorRestarted {
         actor: String,
@@ -94,6 +103,8 @@ impl Event {
             Self::LateralPeerLost { .. } => "lateral_peer_lost",
             Self::RoleChanged { .. } => "role_changed",
             Self::LevelChanged { .. } => "level_changed",
+            Self::PartitionDetected { .. } => "partition_detected",
+            Self::PartitionHealed { .. } => "partition_healed",
             Self::ActorRestarted { .. } => "actor_restarted",
             Self::ActorStuck { .. } => "actor_stuck",
             Self::CommandReceived { .. } => "command_received",

@@ -249,7 +249,11 @@ impl Node {
         Self {
             links: link::Machine::new(now, settings.links.clone(), view.clone()),
             beacon: beacon::Machine::new(now, settings.beacon.clone(), description.clone(), view.clone()),
-            topology: topology::Machine::new(now, settings.topology.clone(), Arc::new(description)),
+            topology: topology::Machine::new(
+                now,
+                topology::Settings { fence: durable.fence, ..settings.topology.clone() },
+                Arc::new(description),
+            ),
             router: router::Machine::new(now, settings.router.clone(), view, durable, None),
             settings,
             queue: VecDeque::new(),

@@ -152,6 +152,13 @@ impl Outbox {
         self.samples.keys().copied().find(|&sequence| self.account_of(sequence) == Some(account))
     }
 
+    /// The account of the oldest sample that is bound to another one than `main`.
+    pub fn stray(&self, main: AccountId) -> Option<AccountId> {
+        let others = self.bindings.len() > 1;
+        let mut accounts = self.samples.keys().filter_map(|&sequence| self.account_of(sequence));
+        others.then(|| accounts.find(|account| *account != main)).flatten()
+    }
+
     /// The next offer from `cursor` on, and where the one after it begins; `None` if there is nothing to offer.
     pub fn offer(&self, origin: NodeId, account: AccountId, cursor: u64, most: usize) -> Option<(Offer, u64)> {
         let bound = self.samples.range(cursor..).filter(|(s, _)| self.account_of(**s) == Some(account));
@@ -224,6 +231,17 @@ mod tests {
         outbox.bind(1, X);
         let (offer, after) = outbox.offer(me(), X, 1, 64).unwrap();
         assert_eq!((offer.samples.len(), after, offer.is_possible()), (3, 4, true));
+    }
+
+    #[test]
+    fn what_is_bound_elsewhere_is_a_stray() {
+        let mut outbox = filled(1..=20);
+        outbox.bind(1, X);
+        assert_eq!(outbox.stray(X), None);
+        outbox.bind(11, Y);
+        assert_eq!((outbox.stray(X), outbox.stray(Y)), (Some(Y), Some(X)));
+        outbox.truncate(X, 10);
+        assert_eq!(outbox.stray(Y), None);
     }
 
     #[test]

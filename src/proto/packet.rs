@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::id::NodeId;
+use crate::level::Level;
 use crate::limits::Limits;
-use crate::proto::account::Mark;
+use crate::proto::account::{AccountId, Mark};
 use crate::proto::aggregate::{Provenance, WireUnit};
 use crate::proto::outbox::Offer;
-use crate::proto::topology::{Tenure, Why};
+use crate::proto::topology::{Fence, Tenure, Why};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -30,13 +31,23 @@ pub enum PacketType {
 }
 
 /// Whom a packet is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
     Node(NodeId),
     /// The children of the source.
     Children,
+    /// A node and everyone below it.
+    Subtree(NodeId),
+    /// Everyone configured with this level.
+    Level(Level),
+    /// Everyone with a capability of this type.
+    Capability(String),
     /// Every node of the mesh, the source included.
     Everyone,
+    /// The laterals of the source.
+    Laterals,
+    /// The owner of an account.
+    Account(AccountId),
 }
 
 /// What a command wants of its targets.
@@ -54,6 +65,8 @@ pub struct Command {
     pub id: Uuid,
     pub issuer: NodeId,
     pub order: Order,
+    /// The term under which it was issued.
+    pub fence: Option<Fence>,
     /// What is left of its lifetime; every node subtracts what it held it for.
     pub remaining_ms: u32,
 }
@@ -67,13 +80,19 @@ pub enum Verdict {
     Failed,
     /// The target stopped between taking the command and answering it.
     Interrupted,
+    /// It was issued under a term that is over, by another leader's side.
+    Fenced,
 }
 
 /// What travels back to the issuer of a command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Response {
-    /// The node passed the command on to these.
-    PassedOn(Vec<NodeId>),
+    /// The node passed the command on, and says of each whether it is a target itself.
+    PassedOn {
+        /// Whether the node that says so is a target.
+        consumes: bool,
+        to: Vec<(NodeId, bool)>,
+    },
     Answer {
         verdict: Verdict,
         text: String,
@@ -86,7 +105,13 @@ pub enum Payload {
     Samples(Offer),
     Unit(WireUnit),
     Command(Command),
-    Response { command: Uuid, from: NodeId, response: Response },
+    Response {
+        command: Uuid,
+        from: NodeId,
+        response: Response,
+    },
+    /// What an account's owner has committed, for an origin that is not below it.
+    Marks(Vec<Mark>),
 }
 
 /// A packet, routed hop by hop.
@@ -119,11 +144,16 @@ impl DataPacket {
                 length <= Limits::COMMAND_BYTES
                     && u128::from(command.remaining_ms) <= Limits::COMMAND_LIFETIME.as_millis()
             }
-            Payload::Response { response: Response::PassedOn(nodes), .. } => nodes.len() <= Limits::CONNECTIONS,
+            Payload::Response { response: Response::PassedOn { to, .. }, .. } => to.len() <= Limits::CONNECTIONS,
             Payload::Response { response: Response::Answer { text, .. }, .. } => text.len() <= Limits::COMMAND_BYTES,
             Payload::Response { response: Response::Explained(why), .. } => why.is_possible(),
+            Payload::Marks(marks) => marks.len() <= Limits::MARKS,
         };
-        payload && self.hops <= Limits::HOPS
+        let target = match &self.target {
+            Target::Capability(kind) => (1..=Limits::CAPABILITY_BYTES).contains(&kind.len()),
+            _ => true,
+        };
+        payload && target && self.hops <= Limits::HOPS
     }
 }
 
@@ -140,6 +170,9 @@ pub enum RouterFrame {
     Marks(Vec<Mark>),
     /// A unit overlaps with what is committed: send again what is not in `have`.
     Split { unit: u64, have: Provenance },
+    /// On attaching: the commands under way that are known here. Whoever is asked answers with its own, and both send
+    /// what the other lacks.
+    Seen { commands: Vec<Uuid>, ask: bool },
     /// A unit named sources by slots that are not known here: begin the dictionary anew.
     Dictionary,
 }
@@ -153,8 +186,11 @@ impl RouterFrame {
             },
             Self::Along(packet) => match packet.payload {
                 Payload::Response { .. } => "response",
-                _ => "command",
+                Payload::Samples(_) => "telemetry",
+                Payload::Marks(_) => "marks",
+                Payload::Command(_) | Payload::Unit(_) => "command",
             },
+            Self::Seen { .. } => "seen",
             Self::Receipt { .. } => "receipt",
             Self::Marks(_) => "marks",
             Self::Split { .. } => "split",
@@ -168,6 +204,7 @@ impl RouterFrame {
             Self::Up { packet, .. } | Self::Along(packet) => packet.is_possible(),
             Self::Marks(marks) => marks.len() <= Limits::MARKS,
             Self::Split { have, .. } => have.is_possible(),
+            Self::Seen { commands, .. } => commands.len() <= Limits::COMMANDS,
             Self::Receipt { .. } | Self::Dictionary => true,
         }
     }

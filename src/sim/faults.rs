@@ -36,12 +36,8 @@ impl World {
             if let Err((message, fix)) = plan.from.check(&self.nodes, &self.labels) {
                 problems.push(text.problem(&["command", &key, "from"], message, &fix));
             }
-            let known = ["everyone", "children"].contains(&plan.target.as_str())
-                || self.nodes.iter().any(|node| node.name.as_str() == plan.target.replace(':', "-"));
-            if !known {
-                let message = format!("`{}` is no target of a command", plan.target);
-                let fix = "use everyone, children, or a node's name";
-                problems.push(text.problem(&["command", &key, "target"], message, fix));
+            if let Err((message, fix)) = self.command_target(0, &plan.target) {
+                problems.push(text.problem(&["command", &key, "target"], message, &fix));
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }

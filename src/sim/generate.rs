@@ -42,6 +42,7 @@ pub fn blueprints(
         config.node.can_parent = entry.can_parent.unwrap_or(true);
         config.node.parent_priority = entry.parent_priority.unwrap_or(0);
         config.node.mobility = entry.mobility.unwrap_or_default();
+        config.node.capabilities.clone_from(&entry.capabilities);
         if all.iter().any(|other| other.name == entry.name) {
             let message = format!("the name `{}` is taken", entry.name);
             return Err(Problems(vec![text.problem(&["node", &index, "name"], message, "names are unique")]));

@@ -45,6 +45,10 @@ impl Invariants {
         self.check(now, "tenures_rise", view.tenure >= before, || {
             format!("{name} went from {before:?} to {:?}", view.tenure)
         });
+        let before = nodes[at].last_fence;
+        self.check(now, "fences_rise", view.fence >= before, || {
+            format!("{name} went from {before:?} to {:?}", view.fence)
+        });
         if let Some(parent) = link_up(nodes, at) {
             let above = nodes[parent].view().map(|view| view.effective_level);
             self.check(now, "levels_rise", above > Some(view.effective_level), || {

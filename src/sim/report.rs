@@ -178,6 +178,8 @@ pub struct Traffic {
     pub idle_bytes_per_node_s: Option<f64>,
     pub beacons_per_node_s: f64,
     pub by_kind: BTreeMap<&'static str, u64>,
+    /// What nodes dropped, by why.
+    pub dropped: BTreeMap<&'static str, u64>,
     pub per_level_up_bytes: BTreeMap<String, u64>,
     /// What the figures assume.
     pub constants: BTreeMap<&'static str, f64>,
@@ -490,6 +492,7 @@ impl World {
 
     pub(super) fn finish(mut self, wall: Duration, seed: u64) -> Report {
         self.check_settled();
+        self.note_late_outcomes();
         let pending: u64 =
             self.nodes.iter().filter(|node| node.is_up()).map(|node| self.uncounted(node, |_| true)).sum();
         let stranded: u64 =
@@ -518,8 +521,9 @@ impl World {
             acknowledged: truth.acknowledged,
             delivered: truth.delivered.len(),
             delivered_twice: truth.delivered.values().filter(|times| **times > 1).count(),
-            fenced: 0,
-            expired: 0,
+            fenced: truth.fenced,
+            // Whoever was a target and neither got it nor fenced it off was reached by nothing within its lifetime.
+            expired: (truth.targets as u64).saturating_sub(truth.delivered.len() as u64 + truth.fenced),
             transmissions: truth.transmissions,
             retransmissions: truth.retransmissions,
             last_ack_s: truth.last_ack_s,
@@ -597,6 +601,7 @@ impl Recorder {
             idle_bytes_per_node_s: idle,
             beacons_per_node_s: self.beacons as f64 / virtual_s.max(1.0) / nodes as f64,
             by_kind: self.by_kind.clone(),
+            dropped: self.drops.clone(),
             per_level_up_bytes: self
                 .up_bytes
                 .iter()

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::config::{Config, Layers, Place, Problem, Problems, Span, locate_key, read_text};
+use crate::config::{CapabilityEntry, Config, Layers, Place, Problem, Problems, Span, locate_key, read_text};
 use crate::id::NodeName;
 use crate::proto::beacon::Mobility;
 use crate::proto::geo::GeoPoint;
@@ -96,6 +96,8 @@ pub struct NodeEntry {
     pub parent_priority: Option<u8>,
     #[serde(default)]
     pub mobility: Option<Mobility>,
+    #[serde(default)]
+    pub capabilities: Vec<CapabilityEntry>,
     /// Whether its disk survives a crash.
     #[serde(default = "yes")]
     pub disk: bool,
@@ -252,6 +254,12 @@ pub struct CommandPlan {
     pub at: Span,
     pub from: TargetSpec,
     pub target: String,
+    #[serde(default = "default_expiry")]
+    pub expires: Span,
+}
+
+fn default_expiry() -> Span {
+    Span::secs(60)
 }
 
 /// Why a scenario is refused.

@@ -36,6 +36,7 @@ pub struct CommandTruth {
     pub targets: usize,
     pub delivered: BTreeMap<NodeId, u32>,
     pub acknowledged: usize,
+    pub fenced: u64,
     pub transmissions: u64,
     pub retransmissions: u64,
     pub last_ack_s: Option<f64>,

@@ -17,13 +17,11 @@ use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::proto::beacon::{self, Beacon};
 use crate::proto::durable::{Durable, Record};
-use crate::proto::frame::Frame;
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::{Input, Node, Output};
-use crate::proto::packet::{Order, Payload, RouterFrame, Target, Verdict};
+use crate::proto::router;
 use crate::proto::sample::Telemetry;
-use crate::proto::topology::{Tenure, View};
-use crate::proto::{packet, router};
+use crate::proto::topology::{Fence, Tenure, View};
 use crate::sim::generate::{Blueprint, blueprints};
 use crate::sim::invariants::Invariants;
 use crate::sim::network::{IDLE_TIMEOUT, Network};
@@ -53,13 +51,15 @@ pub struct SimNode {
     /// When it last became unusable, for failovers.
     pub unusable_at: Option<Time>,
     pub last_tenure: Tenure,
+    /// The highest term it knew, which its disk keeps.
+    pub last_fence: Option<Fence>,
     pub deferred: Vec<Happening>,
     shown: Option<Arc<View>>,
     tick_at: Option<Time>,
     indices: Rc<BTreeMap<NodeId, usize>>,
     bootstrap: Vec<NodeId>,
     pub(super) overlay: usize,
-    requests: u64,
+    pub(super) requests: u64,
 }
 
 impl SimNode {
@@ -318,6 +318,7 @@ impl World {
             let journal = self.rng.random();
             let account = sim.disk.account.is_some().then(|| AccountId(self.rng.random()));
             sim.disk = Durable::new(journal, account);
+            sim.last_fence = None;
         }
         let dead: Vec<_> = self
             .network
@@ -455,17 +456,12 @@ impl World {
                 Err(_) => self.truth.refused(i, request),
             },
             Output::Deliver(command) => self.deliver_command(i, &command),
-            Output::Concluded { outcome, .. } => {
-                if let Some(truth) = self.truth.commands.get_mut(&outcome.command) {
-                    truth.acknowledged = outcome.replies.len();
-                    let last = outcome.replies.values().map(|reply| reply.after.as_secs_f64()).reduce(f64::max);
-                    truth.last_ack_s = last.map(|after| truth.issued_s + after);
-                }
-            }
+            Output::Concluded { outcome, .. } => self.note_outcome(&outcome),
             Output::View(view) => {
                 self.nodes[i].shown = Some(view.clone());
                 self.invariants.check_view(self.now, &self.nodes, i);
                 self.nodes[i].last_tenure = view.tenure;
+                self.nodes[i].last_fence = view.fence;
                 self.recorder.view_changed(self.now, &self.nodes, i);
             }
             Output::Event(event) => {
@@ -527,56 +523,6 @@ impl World {
         self.give(i, Input::Router(router::Input::Publish { request, telemetry }));
     }
 
-    fn command(&mut self, plan: usize) {
-        let plan = self.scenario.commands[plan].clone();
-        let from = plan.from.resolve(&self.nodes, &self.labels, &mut self.rng);
-        let Some(&i) = from.first().filter(|&&i| self.nodes[i].is_up()) else { return };
-        let (target, targets) = match plan.target.as_str() {
-            "everyone" => (Target::Everyone, self.nodes.iter().filter(|node| node.is_up()).count()),
-            "children" => (Target::Children, self.nodes[i].view().map_or(0, |view| view.children.len())),
-            name => {
-                let named = self.nodes.iter().find(|node| node.name.as_str() == name.replace(':', "-"));
-                let Some(named) = named else { return };
-                (Target::Node(named.id), 1)
-            }
-        };
-        self.nodes[i].requests += 1;
-        let request = self.nodes[i].requests;
-        let order = Order::Host(format!("command of {}", self.nodes[i].name));
-        let (deadline, expires) = (Duration::from_secs(5), Duration::from_secs(60));
-        self.recorder.next_command = Some((self.now.as_secs_f64(), targets));
-        self.give(i, Input::Router(router::Input::Issue { request, target, order, deadline, expires }));
-    }
-
-    pub(super) fn note_transmission(&mut self, from: usize, to: usize, frame: &Frame) {
-        let Frame::Router(RouterFrame::Along(packet)) = frame else { return };
-        let Payload::Command(command) = &packet.payload else { return };
-        let next = &mut self.recorder.next_command;
-        let truth = self.truth.commands.entry(command.id).or_insert_with(|| {
-            let (issued_s, targets) = next.take().unwrap_or_default();
-            crate::sim::truth::CommandTruth { issued_s, targets, ..Default::default() }
-        });
-        match truth.links.insert((from, to)) {
-            true => truth.transmissions += 1,
-            false => truth.retransmissions += 1,
-        }
-    }
-
-    fn deliver_command(&mut self, i: usize, command: &packet::Command) {
-        let next = &mut self.recorder.next_command;
-        let truth = self.truth.commands.entry(command.id).or_insert_with(|| {
-            let (issued_s, targets) = next.take().unwrap_or_default();
-            crate::sim::truth::CommandTruth { issued_s, targets, ..Default::default() }
-        });
-        let times = truth.delivered.entry(self.nodes[i].id).or_default();
-        *times += 1;
-        let (once, name) = (*times == 1, &self.nodes[i].name);
-        self.invariants.check(self.now, "delivered_once", once, || format!("{name} was given {} twice", command.id));
-        let (command, text) = (command.id, String::new());
-        let input = router::Input::Answered { command, verdict: Verdict::Accepted, text };
-        self.step(i, Input::Router(input));
-    }
-
     fn second(&mut self) {
         self.at(self.now + Duration::from_secs(1), Happening::Second);
         for i in 0..self.nodes.len() {
@@ -586,6 +532,7 @@ impl World {
                 ("neighbours", node.beacon.neighbours().len(), Limits::NEIGHBOURS),
                 ("descendants", node.view().descendants.len(), Limits::DESCENDANTS),
                 ("relayed units", node.router.relayed_units(), Limits::RELAY_UNITS),
+                ("held commands", node.router.held_commands(), Limits::COMMANDS),
                 ("outbox bytes", node.router.durable().outbox.bytes(), self.nodes[i].config.telemetry.outbox_bytes),
             ];
             let name = self.nodes[i].name.clone();
@@ -620,6 +567,7 @@ fn sim_node(
         paused: 0,
         unusable_at: None,
         last_tenure: Tenure::default(),
+        last_fence: None,
         deferred: Vec::new(),
         shown: None,
         tick_at: None,

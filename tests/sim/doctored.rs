@@ -55,7 +55,7 @@ fn broken(report: &Report) -> Vec<&'static str> {
 }
 
 fn a_child() -> ChildView {
-    ChildView { tenure: Tenure::default(), serial: 1, effective_level: Level::PLATFORM, since: Time::ZERO }
+    ChildView { tenure: Tenure::default(), serial: 1, effective_level: Level::PLATFORM, fence: None, since: Time::ZERO }
 }
 
 #[test]

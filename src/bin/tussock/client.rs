@@ -50,7 +50,7 @@ pub struct PublishArgs {
 
 #[derive(Debug, Args)]
 pub struct CommandArgs {
-    /// everyone, children, or a node's name, id or id prefix
+    /// everyone, children, laterals, subtree:NODE, level:LABEL, capability:TYPE, or a node's name, id or id prefix
     target: String,
     text: String,
     /// How long to wait for answers

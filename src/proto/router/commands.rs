@@ -1,4 +1,4 @@
-//! Commands on their way down, and what is said to them on its way back.
+//! Commands on their way to their targets, and what is said to them on its way back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,17 +8,18 @@ use uuid::Uuid;
 
 use crate::id::NodeId;
 use crate::limits::Limits;
-use crate::proto::durable::Record;
+use crate::proto::durable::{Answered, Delivery, Record};
 use crate::proto::packet::{
     Command, DataPacket, Direction, Order, PacketType, Payload, Response, RouterFrame, Target, Verdict,
 };
+use crate::proto::router::held::{Held, Store};
 use crate::proto::router::machine::{Effect, Machine, Pending, RequestId};
-use crate::proto::router::route::{RoutingDecision, decide};
-use crate::proto::topology::Why;
+use crate::proto::router::route::{RoutingDecision, decide, is_target};
+use crate::proto::topology::{View, Why};
 use crate::time::Time;
 
-/// How long the way back is remembered after a command has expired.
-const LINGER: Duration = Duration::from_secs(60);
+/// How long an answer without a way waits before it tries again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// One node's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,9 +29,11 @@ pub struct Reply {
     /// What an [`Order::Explain`] asked for.
     pub why: Option<Box<Why>>,
     pub after: Duration,
+    /// It came after the deadline.
+    pub late: bool,
 }
 
-/// What became of a command by its deadline.
+/// What became of a command, by its deadline and after.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub command: Uuid,
@@ -46,26 +49,31 @@ impl Outcome {
 
 /// A command this node issued.
 #[derive(Clone, Debug)]
-pub struct Issued {
+struct Issued {
     request: Option<RequestId>,
     outcome: Outcome,
+    /// Who has it to pass it on and has not said to whom.
+    transits: BTreeSet<NodeId>,
     at: Time,
     deadline: Time,
 }
 
-/// A command that came by.
-#[derive(Clone, Debug)]
-struct Passed {
-    /// Where it came from, and so where answers go; absent for the issuer.
-    back: Option<NodeId>,
-    issuer: NodeId,
-    forget_at: Time,
+impl Issued {
+    /// Whether everyone who is known to be a target has answered, and nobody may still name more.
+    fn is_complete(&self) -> bool {
+        self.transits.is_empty() && self.outcome.missing().next().is_none()
+    }
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Commands {
     issued: BTreeMap<Uuid, Issued>,
-    passed: BTreeMap<Uuid, Passed>,
+    pub(super) held: Store,
+    /// Commands for this node that wait until their term is known; each is held as well, so they are bounded.
+    undecided: Vec<Command>,
+    /// Answers that found no way to the issuer, and when they try again.
+    stuck: Vec<(Uuid, DataPacket)>,
+    retry_at: Option<Time>,
     pub(super) issued_count: u64,
     pub(super) delivered_count: u64,
     pub(super) duplicates: u64,
@@ -73,26 +81,16 @@ pub struct Commands {
 
 impl Commands {
     pub fn deadline(&self) -> Option<Time> {
-        self.issued.values().filter(|issued| issued.request.is_some()).map(|issued| issued.deadline).min()
+        let waiting = self.issued.values().filter(|issued| issued.request.is_some());
+        waiting.map(|issued| issued.deadline).chain(self.retry_at).min()
     }
 
     pub fn sweep(&mut self, now: Time) -> usize {
-        let before = self.passed.len();
-        self.passed.retain(|_, passed| now < passed.forget_at);
-        let passed = &self.passed;
-        self.issued.retain(|id, issued| issued.request.is_some() || passed.contains_key(id));
-        before - self.passed.len()
-    }
-
-    fn remember(&mut self, now: Time, command: &Command, back: Option<NodeId>) {
-        if self.passed.len() >= Limits::COMMANDS {
-            let oldest = self.passed.iter().min_by_key(|(_, passed)| passed.forget_at).map(|(&id, _)| id);
-            if let Some(id) = oldest {
-                self.passed.remove(&id);
-            }
-        }
-        let forget_at = now + Duration::from_millis(u64::from(command.remaining_ms)) + LINGER;
-        self.passed.insert(command.id, Passed { back, issuer: command.issuer, forget_at });
+        let swept = self.held.sweep(now);
+        let held = &self.held;
+        self.undecided.retain(|command| held.is_living(now, &command.id));
+        self.issued.retain(|id, issued| issued.request.is_some() || held.contains(id));
+        swept
     }
 }
 
@@ -103,6 +101,16 @@ impl Machine {
 
     pub fn duplicate_commands(&self) -> u64 {
         self.commands.duplicates
+    }
+
+    /// Commands kept for who attaches, or for the way back.
+    pub fn held_commands(&self) -> usize {
+        self.commands.held.len()
+    }
+
+    /// What became of a command that this node issued, as far as it is remembered.
+    pub fn outcome(&self, command: &Uuid) -> Option<&Outcome> {
+        self.commands.issued.get(command).map(|issued| &issued.outcome)
     }
 
     pub(super) fn issue(
@@ -116,15 +124,22 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let remaining_ms = expires.min(Limits::COMMAND_LIFETIME).as_millis() as u32;
-        let command = Command { id: self.random_id(), issuer: self.settings.me, order, remaining_ms };
+        let (issuer, fence) = (self.settings.me, self.view.fence);
+        let command = Command { id: self.random_id(), issuer, order, fence, remaining_ms };
         let outcome = Outcome { command: command.id, expected: BTreeSet::new(), replies: BTreeMap::new() };
-        let issued = Issued { request: Some(request), outcome, at: now, deadline: now + deadline };
+        let (request, deadline) = (Some(request), now + deadline);
+        let issued = Issued { request, outcome, transits: BTreeSet::new(), at: now, deadline };
         self.commands.issued.insert(command.id, issued);
         self.commands.issued_count += 1;
         if let Target::Node(node) = target {
             self.expect(command.id, [node]);
         }
-        let direction = Direction::Downward;
+        let sideways = match &target {
+            Target::Laterals => true,
+            Target::Node(node) => self.view.laterals.contains(node) && self.view.way_down(node).is_none(),
+            _ => false,
+        };
+        let direction = if sideways { Direction::Lateral } else { Direction::Downward };
         let packet = self.packet(target, direction, PacketType::Command, Payload::Command(command), effects);
         self.route_command(now, packet, None, effects);
     }
@@ -137,64 +152,167 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let Payload::Command(command) = &packet.payload else { return };
-        if from.is_some() && self.commands.passed.contains_key(&command.id) {
+        if self.commands.held.contains(&command.id) {
             self.commands.duplicates += 1;
             return effects.push(Effect::Dropped("duplicate_command"));
         }
         if command.remaining_ms == 0 {
             return effects.push(Effect::Dropped("expired_command"));
         }
-        self.commands.remember(now, command, from);
         let command = command.clone();
-        match decide(&self.view, &packet, from) {
-            RoutingDecision::Consume => self.consume(command, effects),
-            RoutingDecision::Forward(peer) => self.pass_on(now, packet, vec![peer], false, effects),
-            RoutingDecision::ForwardMulticast(peers) => self.pass_on(now, packet, peers, true, effects),
-            RoutingDecision::ConsumeAndForwardMulticast(peers) => {
-                self.pass_on(now, packet, peers, true, effects);
-                self.consume(command, effects);
-            }
-            RoutingDecision::ConsumeAndForward(peer) => {
-                self.pass_on(now, packet, vec![peer], true, effects);
-                self.consume(command, effects);
-            }
-            RoutingDecision::Drop(why) => effects.push(Effect::Dropped(why)),
+        self.commands.held.hold(now, &command, &packet, from);
+        let decision = decide(&self.view, &packet, from);
+        if let RoutingDecision::Drop(why) = decision {
+            effects.push(Effect::Dropped(why));
+        }
+        self.pass_on(now, &command.id, decision.ways(), Some(decision.consumes()), effects);
+        if decision.consumes() {
+            self.consume(now, command, effects);
         }
         self.conclude_if_complete(now, effects);
     }
 
-    fn pass_on(
-        &mut self,
-        now: Time,
-        packet: DataPacket,
-        peers: Vec<NodeId>,
-        are_targets: bool,
-        effects: &mut Vec<Effect>,
-    ) {
-        if are_targets && let Payload::Command(command) = &packet.payload {
-            self.respond(now, command.id, Response::PassedOn(peers.clone()), effects);
+    /// Sends a command to peers, and tells its issuer so; the first time also whether this node is a target.
+    fn pass_on(&mut self, now: Time, id: &Uuid, peers: &[NodeId], consumes: Option<bool>, effects: &mut Vec<Effect>) {
+        let Some(held) = self.commands.held.get_mut(id) else { return };
+        let Some(packet) = held.remaining(now) else { return };
+        // Who comes from under a higher term would take this for out of date: it waits until that is settled above.
+        let settled = |peer: &&NodeId| self.view.children.get(peer).is_none_or(|child| child.fence <= self.view.fence);
+        let peers: Vec<_> = peers.iter().filter(settled).copied().collect();
+        held.sent.extend(&peers);
+        // Of one node its issuer knows already that it is awaited.
+        if !matches!(packet.target, Target::Node(_)) && !(peers.is_empty() && consumes == Some(true)) {
+            let to = peers.iter().map(|&peer| (peer, is_target(&self.view, &packet.target, peer))).collect();
+            let consumes = consumes.unwrap_or(false);
+            self.respond(now, *id, Response::PassedOn { consumes, to }, effects);
         }
-        for peer in peers {
-            effects.push(Effect::Send { peer, frame: RouterFrame::Along(packet.clone()) });
+        let frame = RouterFrame::Along(packet);
+        effects.extend(peers.into_iter().map(|peer| Effect::Send { peer, frame: frame.clone() }));
+    }
+
+    /// The view is another: who attached says what it knows, and a target that moved is reached its new way.
+    pub(super) fn commands_placed(&mut self, now: Time, before: &View, effects: &mut Vec<Effect>) {
+        let stays = |view: &View, peer: &NodeId| view.parent_id() == Some(*peer) || view.children.contains_key(peer);
+        if before.has_the_same_links(&self.view) {
+            return;
+        }
+        let parent = self.view.parent.as_ref();
+        let attached = parent.map(|p| (p.id, p.serial)) != before.parent.as_ref().map(|p| (p.id, p.serial));
+        if let Some(parent) = parent.filter(|_| attached).map(|parent| parent.id) {
+            self.say_seen(now, parent, true, effects);
+        }
+        if before.fence != self.view.fence {
+            self.under_a_new_term(now, effects);
+        }
+        let mut again = Vec::new();
+        for (id, held) in self.commands.held.living_mut(now) {
+            held.sent.retain(|peer| stays(&self.view, peer) || self.view.laterals.contains(peer));
+            let decision = decide(&self.view, held.packet(), held.from);
+            let missing = decision.ways().iter().filter(|way| !held.sent.contains(way));
+            // Those who are new say first what they have seen.
+            let ways: Vec<_> = missing.filter(|way| stays(before, way) && stays(&self.view, way)).copied().collect();
+            if !ways.is_empty() {
+                again.push((*id, ways));
+            }
+        }
+        for (id, ways) in again {
+            self.pass_on(now, &id, &ways, None, effects);
         }
     }
 
-    fn consume(&mut self, command: Command, effects: &mut Vec<Effect>) {
+    /// What the leader that goes on has under way goes on under its new term; what waited for a term is decided.
+    fn under_a_new_term(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if let Some(fence) = self.view.fence {
+            self.commands.held.stamp(fence);
+        }
+        for command in std::mem::take(&mut self.commands.undecided) {
+            self.consume(now, command, effects);
+        }
+    }
+
+    fn say_seen(&mut self, now: Time, peer: NodeId, ask: bool, effects: &mut Vec<Effect>) {
+        let commands = self.commands.held.living(now).map(|(&id, _)| id).collect();
+        effects.push(Effect::Send { peer, frame: RouterFrame::Seen { commands, ask } });
+    }
+
+    /// A neighbour that has just been attached names what it has seen: the rest of what concerns it is sent.
+    pub(super) fn seen(&mut self, now: Time, peer: NodeId, commands: &[Uuid], ask: bool, effects: &mut Vec<Effect>) {
+        let known: BTreeSet<_> = commands.iter().copied().collect();
+        let concerns = |id: &Uuid, held: &Held| {
+            !known.contains(id) && decide(&self.view, held.packet(), held.from).ways().contains(&peer)
+        };
+        let missing = self.commands.held.living(now).filter(|(id, held)| concerns(id, held)).map(|(&id, _)| id);
+        let missing: Vec<_> = missing.collect();
+        for id in commands {
+            if let Some(held) = self.commands.held.get_mut(id) {
+                held.sent.insert(peer);
+            }
+        }
+        if ask {
+            self.say_seen(now, peer, false, effects);
+        }
+        for id in missing {
+            self.pass_on(now, &id, &[peer], None, effects);
+        }
+    }
+
+    fn consume(&mut self, now: Time, command: Command, effects: &mut Vec<Effect>) {
         if command.issuer == self.settings.me {
             self.expect(command.id, [self.settings.me]);
         }
         if command.order == Order::Explain {
             return effects.push(Effect::Explain(command.id));
         }
-        if self.durable.was_delivered(&command.id) {
-            self.commands.duplicates += 1;
-            return effects.push(Effect::Dropped("duplicate_command"));
+        match self.durable.delivery(&command.id) {
+            None => {}
+            // The host has it and will answer.
+            Some(Delivery { incarnation, answer: None }) if *incarnation == self.settings.incarnation => {
+                self.commands.duplicates += 1;
+                return effects.push(Effect::Dropped("duplicate_command"));
+            }
+            Some(Delivery { answer: None, .. }) => {
+                self.commands.duplicates += 1;
+                let text = "the node stopped before its host had answered".to_owned();
+                return self.answered(now, command.id, Verdict::Interrupted, text, effects);
+            }
+            Some(Delivery { answer: Some(Answered { verdict, text }), .. }) => {
+                self.commands.duplicates += 1;
+                let (verdict, text) = (*verdict, text.clone());
+                return self.respond(now, command.id, Response::Answer { verdict, text }, effects);
+            }
         }
-        self.persist(vec![Record::Deliver(command.id)], Pending::Deliver(command), effects);
+        match self.term_of(&command) {
+            Term::Present => {}
+            Term::Over => {
+                let text = "issued under a term that is over".to_owned();
+                let response = Response::Answer { verdict: Verdict::Fenced, text };
+                return self.respond(now, command.id, response, effects);
+            }
+            Term::Unknown if self.commands.held.is_living(now, &command.id) => {
+                return self.commands.undecided.push(command);
+            }
+            Term::Unknown => return effects.push(Effect::Dropped("expired_command")),
+        }
+        let (command_id, incarnation) = (command.id, self.settings.incarnation);
+        let record = Record::Deliver { command: command_id, incarnation };
+        self.persist(vec![record], Pending::Deliver(command), effects);
+    }
+
+    /// What was issued under an earlier term of the present leader still counts.
+    fn term_of(&self, command: &Command) -> Term {
+        match (command.fence, self.view.fence) {
+            (Some(theirs), Some(ours)) if theirs.leader != ours.leader => match theirs < ours {
+                true => Term::Over,
+                false => Term::Unknown,
+            },
+            _ => Term::Present,
+        }
     }
 
     /// The id is on record: whatever happens now, the host gets the command at most once.
-    pub(super) fn deliver(&mut self, command: Command, effects: &mut Vec<Effect>) {
+    pub(super) fn deliver(&mut self, now: Time, mut command: Command, effects: &mut Vec<Effect>) {
+        let held_for = self.commands.held.held_for(now, &command.id).as_millis() as u32;
+        command.remaining_ms = command.remaining_ms.saturating_sub(held_for);
         self.commands.delivered_count += 1;
         effects.push(Effect::Deliver(command));
     }
@@ -207,10 +325,11 @@ impl Machine {
         mut text: String,
         effects: &mut Vec<Effect>,
     ) {
-        if text.len() > Limits::COMMAND_BYTES {
-            let cut = (0..=Limits::COMMAND_BYTES).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-            text.truncate(cut);
-        }
+        shorten(&mut text, Limits::COMMAND_BYTES);
+        let mut kept = text.clone();
+        shorten(&mut kept, Limits::ANSWER_KEPT_BYTES);
+        let record = Record::Answer { command, answer: Answered { verdict, text: kept } };
+        self.persist(vec![record], Pending::Proceed, effects);
         self.respond(now, command, Response::Answer { verdict, text }, effects);
     }
 
@@ -220,30 +339,69 @@ impl Machine {
 
     /// Sends something back to the issuer of a command, which may be this node.
     fn respond(&mut self, now: Time, command: Uuid, response: Response, effects: &mut Vec<Effect>) {
-        let Some(passed) = self.commands.passed.get(&command) else {
+        let Some(held) = self.commands.held.get(&command) else {
             return effects.push(Effect::Dropped("forgotten_command"));
         };
-        let (back, issuer, me) = (passed.back, passed.issuer, self.settings.me);
-        match back {
-            None => self.heard_response(now, command, me, response, effects),
-            Some(peer) => {
-                let payload = Payload::Response { command, from: me, response };
-                let packet = self.packet(Target::Node(issuer), Direction::Upward, PacketType::Status, payload, effects);
-                effects.push(Effect::Send { peer, frame: RouterFrame::Along(packet) });
+        let (issuer, me) = (held.issuer(), self.settings.me);
+        if issuer == me {
+            return self.heard_response(now, command, me, response, effects);
+        }
+        let payload = Payload::Response { command, from: me, response };
+        let packet = self.packet(Target::Node(issuer), Direction::Upward, PacketType::Status, payload, effects);
+        self.send_back(now, packet, command, None, effects);
+    }
+
+    /// Answers that found no way try again, each a few times: every try counts as a hop.
+    fn retry_stuck(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.commands.retry_at = None;
+        for (command, mut packet) in std::mem::take(&mut self.commands.stuck) {
+            packet.hops += 1;
+            match packet.hops > Limits::HOPS {
+                true => effects.push(Effect::Dropped("unroutable")),
+                false => self.send_back(now, packet, command, None, effects),
             }
         }
     }
 
-    pub(super) fn route_response(&mut self, now: Time, packet: DataPacket, effects: &mut Vec<Effect>) {
+    pub(super) fn route_response(&mut self, now: Time, packet: DataPacket, from: NodeId, effects: &mut Vec<Effect>) {
         if packet.hops > Limits::HOPS {
             return effects.push(Effect::Dropped("too_many_hops"));
         }
-        let Payload::Response { command, from, response } = &packet.payload else { return };
-        match self.commands.passed.get(command).map(|passed| passed.back) {
-            None => effects.push(Effect::Dropped("forgotten_command")),
-            Some(None) => self.heard_response(now, *command, *from, response.clone(), effects),
-            Some(Some(peer)) => effects.push(Effect::Send { peer, frame: RouterFrame::Along(packet) }),
+        let Payload::Response { command, from: whose, response } = &packet.payload else { return };
+        let command = *command;
+        match packet.target == Target::Node(self.settings.me) {
+            true => self.heard_response(now, command, *whose, response.clone(), effects),
+            false => self.send_back(now, packet, command, Some(from), effects),
         }
+    }
+
+    /// Down to the issuer if it is below, else the way the command came while it stands, else up. An answer that finds
+    /// no way waits a little for one.
+    fn send_back(
+        &mut self,
+        now: Time,
+        mut packet: DataPacket,
+        command: Uuid,
+        from: Option<NodeId>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Target::Node(issuer) = packet.target else { return };
+        let stands = |peer: &NodeId| self.view.is_neighbour(peer) && Some(*peer) != from;
+        let came_by = self.commands.held.get(&command).and_then(|held| held.from);
+        let way = self.view.way_down(&issuer).filter(stands).or(came_by.filter(stands));
+        let way = way.or_else(|| decide(&self.view, &packet, from).ways().first().copied());
+        let Some(peer) = way else {
+            if self.commands.stuck.len() >= Limits::COMMANDS {
+                return effects.push(Effect::Dropped("unroutable"));
+            }
+            self.commands.retry_at.get_or_insert(now + RETRY);
+            return self.commands.stuck.push((command, packet));
+        };
+        packet.direction = match self.view.laterals.contains(&peer) {
+            true => Direction::Lateral,
+            false => Direction::Upward,
+        };
+        effects.push(Effect::Send { peer, frame: RouterFrame::Along(packet) });
     }
 
     fn heard_response(
@@ -255,19 +413,27 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         let (verdict, text, why) = match response {
-            Response::PassedOn(nodes) => {
-                self.expect(command, nodes);
+            Response::PassedOn { consumes, to } => {
+                let targets = to.iter().filter(|(_, is_target)| *is_target).map(|(peer, _)| *peer);
+                self.expect(command, targets.chain(consumes.then_some(from)));
+                if let Some(issued) = self.commands.issued.get_mut(&command) {
+                    issued.transits.remove(&from);
+                    let room = Limits::ACKS.saturating_sub(issued.transits.len());
+                    let transits = to.iter().filter(|(_, is_target)| !is_target).map(|(peer, _)| *peer);
+                    issued.transits.extend(transits.take(room));
+                }
                 return self.conclude_if_complete(now, effects);
             }
             Response::Answer { verdict, text } => (verdict, text, None),
             Response::Explained(why) => (Verdict::Accepted, String::new(), Some(why)),
         };
         self.expect(command, [from]);
-        let Some(issued) = self.commands.issued.get_mut(&command) else { return };
-        if issued.request.is_none() {
-            return effects.push(Effect::Dropped("late_answer"));
-        }
-        let reply = Reply { verdict, text, why, after: now.since(issued.at) };
+        let Some(issued) = self.commands.issued.get_mut(&command) else {
+            return effects.push(Effect::Dropped("forgotten_command"));
+        };
+        issued.transits.remove(&from);
+        let late = issued.request.is_none();
+        let reply = Reply { verdict, text, why, after: now.since(issued.at), late };
         issued.outcome.replies.entry(from).or_insert(reply);
         self.conclude_if_complete(now, effects);
     }
@@ -280,11 +446,14 @@ impl Machine {
     }
 
     fn conclude_if_complete(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        self.conclude(|issued| now >= issued.deadline || is_complete(&issued.outcome), effects);
+        self.conclude(|issued| now >= issued.deadline || issued.is_complete(), effects);
     }
 
     pub(super) fn tick_commands(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.conclude(|issued| now >= issued.deadline, effects);
+        if self.commands.retry_at.is_some_and(|at| now >= at) {
+            self.retry_stuck(now, effects);
+        }
     }
 
     fn conclude(&mut self, done: impl Fn(&Issued) -> bool, effects: &mut Vec<Effect>) {
@@ -299,7 +468,19 @@ impl Machine {
     }
 }
 
-/// Whether everyone who is known to be a target has answered. A node's targets below are known before it answers.
-fn is_complete(outcome: &Outcome) -> bool {
-    outcome.missing().next().is_none()
+/// How a command's term stands to this node's.
+enum Term {
+    Present,
+    /// Another leader has taken over since.
+    Over,
+    /// Of another leader, and later than what is known here: word of it is on its way, or it will be deposed.
+    Unknown,
+}
+
+/// Cuts a text to so many bytes at most, between characters.
+fn shorten(text: &mut String, most: usize) {
+    if text.len() > most {
+        let cut = (0..=most).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(cut);
+    }
 }

@@ -215,7 +215,7 @@ impl Machine {
     fn persisted(&mut self, now: Time, ticket: u64, effects: &mut Vec<Effect>) {
         match self.pending.remove(&ticket) {
             Some(Pending::Publish { request, sequence }) => self.acknowledged(now, request, sequence, effects),
-            Some(Pending::Deliver(command)) => self.deliver(command, effects),
+            Some(Pending::Deliver(command)) => self.deliver(now, command, effects),
             Some(Pending::Marks(sources)) => self.owe_marks(now, sources),
             Some(Pending::Proceed) => self.pump(now, effects),
             None => {}
@@ -253,6 +253,9 @@ impl Machine {
             RouterFrame::Split { unit, have } if self.view.parent_id() == Some(from) => {
                 self.split(now, unit, &have, effects);
             }
+            RouterFrame::Seen { commands, ask } if self.view.is_neighbour(&from) => {
+                self.seen(now, from, &commands, ask, effects);
+            }
             RouterFrame::Dictionary if self.view.parent_id() == Some(from) => {
                 self.telemetry.begin_dictionary_anew();
                 self.pump(now, effects);
@@ -262,17 +265,22 @@ impl Machine {
     }
 
     fn along(&mut self, now: Time, from: NodeId, mut packet: DataPacket, effects: &mut Vec<Effect>) {
-        if self.view.parent_id() != Some(from) && !self.view.children.contains_key(&from) {
+        let sideways = self.view.laterals.contains(&from) && packet.direction == Direction::Lateral;
+        let in_tree = self.view.parent_id() == Some(from) || self.view.children.contains_key(&from);
+        if !in_tree && !sideways {
             return effects.push(Effect::Dropped("not_in_tree"));
         }
         packet.hops = packet.hops.saturating_add(1);
-        if !self.is_new(&packet) {
+        // An answer may come back to where it was, looking for its way: hearing it twice changes nothing.
+        let may_return = matches!(packet.payload, Payload::Response { .. });
+        if !may_return && !self.is_new(&packet) {
             return effects.push(Effect::Dropped("duplicate_packet"));
         }
         match packet.payload {
             Payload::Command(_) => self.route_command(now, packet, Some(from), effects),
-            Payload::Response { .. } => self.route_response(now, packet, effects),
-            Payload::Samples(_) | Payload::Unit(_) => effects.push(Effect::Dropped("misplaced_payload")),
+            Payload::Response { .. } => self.route_response(now, packet, from, effects),
+            Payload::Samples(_) | Payload::Marks(_) => self.route_direct(now, packet, from, effects),
+            Payload::Unit(_) => effects.push(Effect::Dropped("misplaced_payload")),
         }
     }
 

@@ -1,11 +1,12 @@
 //! The router: where each packet goes, what becomes of samples, and who has answered a command.
 
 mod commands;
+mod held;
 mod machine;
 mod route;
 mod telemetry;
 
-pub use commands::{Issued, Outcome, Reply};
+pub use commands::{Outcome, Reply};
 pub use machine::{Effect, Input, Machine, Settings, Snapshot};
 pub use route::{RoutingDecision, decide};
 pub use telemetry::{Counts, PublishError, Published, SampleId};

@@ -16,12 +16,15 @@ use crate::proto::outbox::{Offer, WhenFull};
 use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
 use crate::proto::relay::Relay;
 use crate::proto::router::machine::{Effect, Machine, Pending, RequestId, Settings};
+use crate::proto::router::route::decide;
 use crate::proto::sample::{InvalidTelemetry, Sample, Telemetry};
-use crate::proto::topology::{Standing, Tenure, View};
+use crate::proto::topology::{Tenure, View};
 use crate::time::{Time, earliest};
 
 /// How long an origin waits for a mark before it offers everything again.
 const PROGRESS: Duration = Duration::from_secs(30);
+/// How long samples that are bound to another account than the root's wait between offers to its owner.
+const STRAY: Duration = Duration::from_secs(5);
 /// How long marks and receipts are gathered.
 const GATHER_MARKS: Duration = Duration::from_millis(100);
 const GATHER_RECEIPTS: Duration = Duration::from_millis(20);
@@ -92,6 +95,8 @@ pub(super) struct Telemetrist {
     receipts_at: Option<Time>,
     unmarked: BTreeSet<Source>,
     marks_at: Option<Time>,
+    /// When samples for another account are offered next, if there are any.
+    stray_at: Option<Time>,
 }
 
 impl Telemetrist {
@@ -113,6 +118,7 @@ impl Telemetrist {
             receipts_at: None,
             unmarked: BTreeSet::new(),
             marks_at: None,
+            stray_at: None,
         }
     }
 
@@ -120,7 +126,7 @@ impl Telemetrist {
         let progress = (self.cursor > 1).then_some(self.progress_at + PROGRESS);
         let receipt = (self.number > self.receipted).then_some(self.receipt_at + Limits::RECEIPT);
         let later = earliest(earliest(self.marks_at, progress), receipt);
-        earliest(earliest(self.relay.deadline(), self.receipts_at), later)
+        earliest(earliest(self.relay.deadline(), self.receipts_at), earliest(later, self.stray_at))
     }
 
     pub fn receipt(&mut self, now: Time, number: u64) {
@@ -158,9 +164,9 @@ impl Machine {
         self.telemetry.relay.kept()
     }
 
-    /// Whether this node commits what arrives.
-    fn commits(&self) -> bool {
-        self.durable.account.is_some() && self.view.standing != Standing::Attached
+    /// Whether this node commits what is for that account: as its owner, root or not.
+    fn commits(&self, account: AccountId) -> bool {
+        self.durable.account.as_ref().is_some_and(|own| own.id == account)
     }
 
     /// Whether own samples are folded here rather than sent raw.
@@ -169,8 +175,12 @@ impl Machine {
     }
 
     pub(super) fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
-        let had_account = self.view.account;
-        self.view = view;
+        let before = std::mem::replace(&mut self.view, view);
+        let had_account = before.account;
+        if let Some(fence) = self.view.fence.filter(|_| self.view.fence > self.durable.fence) {
+            self.persist(vec![Record::Fence(fence)], Pending::Proceed, effects);
+        }
+        self.commands_placed(now, &before, effects);
         let children = &self.view.children;
         self.telemetry.decoders.retain(|child, _| children.contains_key(child));
         self.telemetry.receipts.retain(|child, _| children.contains_key(child));
@@ -256,6 +266,7 @@ impl Machine {
     pub(super) fn pump(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let Some(account) = self.view.account else { return };
         self.offer_own(now, account, effects);
+        self.offer_strays(now, account, effects);
         if let Some((parent, child_tenure, parent_tenure)) = self.way_up() {
             while self.telemetry.has_credit() {
                 let Some((number, unit)) = self.telemetry.relay.next_unsent(account) else { break };
@@ -283,7 +294,7 @@ impl Machine {
         }
         loop {
             let (cursor, me) = (self.telemetry.cursor, self.settings.me);
-            let raw = !self.commits() && !self.folds();
+            let raw = !self.commits(account) && !self.folds();
             if raw && (self.way_up().is_none() || !self.telemetry.has_credit()) {
                 return;
             }
@@ -291,7 +302,7 @@ impl Machine {
             let Some((offer, after)) = offer else { return };
             self.telemetry.cursor = after;
             self.telemetry.offered = self.telemetry.offered.max(after - 1);
-            if self.commits() {
+            if self.commits(account) {
                 self.commit_offer(now, &offer, effects);
             } else if raw {
                 let Some((parent, child_tenure, parent_tenure)) = self.way_up() else { return };
@@ -300,6 +311,47 @@ impl Machine {
             } else {
                 self.telemetry.relay.fold_offer(now, &offer);
             }
+        }
+    }
+
+    /// Samples bound to another account than the root's go to its owner, wherever it is in the tree: a few at a time,
+    /// raw, for it is rare.
+    fn offer_strays(&mut self, now: Time, main: AccountId, effects: &mut Vec<Effect>) {
+        if self.telemetry.stray_at.is_some_and(|at| now < at) {
+            return;
+        }
+        let Some(account) = self.durable.outbox.stray(main) else {
+            self.telemetry.stray_at = None;
+            return;
+        };
+        self.telemetry.stray_at = Some(now + STRAY);
+        let offer = self.durable.outbox.offer(self.settings.me, account, 1, Limits::OFFER_SAMPLES);
+        let Some((offer, _)) = offer else { return };
+        if self.commits(account) {
+            return self.commit_offer(now, &offer, effects);
+        }
+        let (target, payload) = (Target::Account(account), Payload::Samples(offer));
+        let packet = self.packet(target, Direction::Upward, PacketType::Telemetry, payload, effects);
+        self.send_direct(packet, None, effects);
+    }
+
+    /// Sends a packet for one node on its way.
+    fn send_direct(&self, packet: DataPacket, from: Option<NodeId>, effects: &mut Vec<Effect>) {
+        match decide(&self.view, &packet, from).ways().first() {
+            Some(&peer) => effects.push(Effect::Send { peer, frame: RouterFrame::Along(packet) }),
+            None => effects.push(Effect::Dropped("unroutable")),
+        }
+    }
+
+    /// Samples for an account and its marks, routed hop by hop.
+    pub(super) fn route_direct(&mut self, now: Time, packet: DataPacket, from: NodeId, effects: &mut Vec<Effect>) {
+        if !decide(&self.view, &packet, Some(from)).consumes() {
+            return self.send_direct(packet, Some(from), effects);
+        }
+        match packet.payload {
+            Payload::Samples(offer) if offer.origin == packet.source => self.commit_offer(now, &offer, effects),
+            Payload::Marks(marks) => self.marked(now, marks, effects),
+            _ => effects.push(Effect::Dropped("misplaced_payload")),
         }
     }
 
@@ -359,7 +411,7 @@ impl Machine {
     }
 
     fn received_offer(&mut self, now: Time, offer: &Offer, effects: &mut Vec<Effect>) {
-        if self.commits() {
+        if self.commits(offer.account) {
             self.commit_offer(now, offer, effects);
         } else {
             self.telemetry.counts.forwarded += offer.samples.len() as u64;
@@ -369,12 +421,9 @@ impl Machine {
     }
 
     fn received_unit(&mut self, now: Time, from: NodeId, number: u64, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
-        if !self.commits() {
+        let Some(account) = self.durable.account.as_ref().filter(|account| account.id == unit.account) else {
             self.telemetry.relay.fold_unit(now, from, number, unit);
             return self.pump(now, effects);
-        }
-        let Some(account) = self.durable.account.as_ref().filter(|account| account.id == unit.account) else {
-            return effects.push(Effect::Dropped("foreign_account"));
         };
         match account.judge(&unit) {
             Judgement::Commit => self.commit(unit, effects),
@@ -447,6 +496,9 @@ impl Machine {
         let truncate = Record::Truncate { account: mark.account, upto: mark.prefix };
         self.persist(vec![truncate], Pending::Proceed, effects);
         self.telemetry.progress_at = now;
+        if self.view.account != Some(mark.account) {
+            self.telemetry.stray_at = Some(now);
+        }
     }
 
     pub(super) fn split(&mut self, now: Time, unit: u64, have: &Provenance, effects: &mut Vec<Effect>) {
@@ -492,9 +544,16 @@ impl Machine {
         self.telemetry.marks_at = None;
         let sources = std::mem::take(&mut self.telemetry.unmarked);
         let Some(account) = &self.durable.account else { return };
-        let marks: Vec<_> = sources.iter().filter_map(|source| account.mark(source)).collect();
-        for marks in marks.chunks(Limits::MARKS) {
+        let marks = sources.iter().filter_map(|source| account.mark(source));
+        let in_tree = |origin: &NodeId| *origin == self.settings.me || self.view.descendants.contains_key(origin);
+        let (below, elsewhere): (Vec<_>, Vec<_>) = marks.partition(|mark| in_tree(&mark.origin));
+        for marks in below.chunks(Limits::MARKS) {
             self.marked(now, marks.to_vec(), effects);
+        }
+        for mark in elsewhere {
+            let (target, payload) = (Target::Node(mark.origin), Payload::Marks(vec![mark]));
+            let packet = self.packet(target, Direction::Downward, PacketType::Status, payload, effects);
+            self.send_direct(packet, None, effects);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::proto::event::Event;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::uplink::Uplink;
-use crate::proto::topology::{Change, ChildView, Descendant, Frame, Parting, Path, Refusal, Tenure};
+use crate::proto::topology::{Applicant, Change, ChildView, Descendant, Frame, Parting, Path, Refusal, Tenure};
 use crate::time::Time;
 
 /// How long changes in the subtree are gathered before they are reported.
@@ -84,10 +84,11 @@ impl Machine {
         now: Time,
         peer: NodeId,
         (tenure, serial): (Tenure, u64),
-        (level, effective_level): (Level, Level),
         backup: bool,
+        applicant: Applicant,
         effects: &mut Vec<Effect>,
     ) {
+        let effective_level = applicant.effective_level;
         let known = self.downlink.children.get(&peer);
         if known.is_some_and(|child| (child.tenure, child.serial) > (tenure, serial)) {
             return effects.push(Effect::Dropped("stale_attach"));
@@ -105,7 +106,7 @@ impl Machine {
         if backup {
             self.downlink.reserved.insert(peer, serial);
         } else {
-            self.accept_child(now, peer, (tenure, serial), (level, effective_level), effects);
+            self.accept_child(now, peer, (tenure, serial), applicant, effects);
         }
         self.touch();
         let path = self.view().path_for_children();
@@ -146,18 +147,23 @@ impl Machine {
         now: Time,
         peer: NodeId,
         (tenure, serial): (Tenure, u64),
-        (level, effective_level): (Level, Level),
+        applicant: Applicant,
         effects: &mut Vec<Effect>,
     ) {
         self.downlink.reserved.remove(&peer);
-        let child = ChildView { tenure, serial, effective_level, since: now };
+        self.command.known_root = self.command.known_root.max(applicant.known_root);
+        self.heard_of_term(applicant.fence, effects);
+        let Applicant { level, effective_level, capabilities, account, fence, .. } = applicant;
+        let child = ChildView { tenure, serial, effective_level, fence, since: now };
         if self.downlink.children.insert(peer, child).is_none() {
             effects.push(Effect::Event(Event::PeerAdded { child: peer }));
         }
         let name = self.links.get(&peer).cloned().expect("frames are taken over links that are up");
         let version = (tenure.incarnation, serial);
         let parent = self.settings.me;
-        self.downlink.add(now, peer, Descendant { id: peer, name, level, effective_level, parent, version });
+        let id = peer;
+        let child = Descendant { id, name, level, effective_level, parent, capabilities, account, version };
+        self.downlink.add(now, peer, child);
         self.preempt_reservations(effects);
     }
 

@@ -17,11 +17,12 @@ use crate::proto::election::Role;
 use crate::proto::event::Event;
 use crate::proto::selection::Weights;
 use crate::proto::strategy::HierarchyStrategy;
+use crate::proto::topology::command::Command;
 use crate::proto::topology::downlink::Downlink;
 use crate::proto::topology::hierarchy::Hierarchy;
 use crate::proto::topology::laterals::Laterals;
 use crate::proto::topology::uplink::Uplink;
-use crate::proto::topology::{Frame, Parting, Standing, Tenure, View, Why};
+use crate::proto::topology::{Fence, Frame, Parting, Standing, Tenure, View, Why};
 use crate::time::{Time, earliest};
 
 /// How long after news the machine thinks again, so that a burst is one thought.
@@ -52,6 +53,12 @@ pub struct Settings {
     pub backoff: Backoff,
     /// The account in which this node commits samples as a root.
     pub account: Option<AccountId>,
+    /// The term of command that was last known, from before this process.
+    pub fence: Option<Fence>,
+    /// How long the tree above is gone before the part that is left acts on its own, and how long one root must stand
+    /// before the partition counts as healed.
+    pub partition_timeout: Duration,
+    pub partition_confirm: Duration,
     /// Switches repair off, so that tests can see that they would notice.
     pub repair: bool,
     pub seed: u64,
@@ -106,6 +113,7 @@ pub struct Machine {
     pub(super) downlink: Downlink,
     pub(super) laterals: Laterals,
     pub(super) hierarchy: Hierarchy,
+    pub(super) command: Command,
     pub(super) role: Role,
     pub(super) leader: NodeId,
     pub(super) leaving: bool,
@@ -130,10 +138,11 @@ impl Machine {
             links: BTreeMap::new(),
             tenure,
             // Attempts of a machine that starts cold within one process must be later than those before.
-            uplink: Uplink::new(now.as_micros()),
+            uplink: Uplink::new(now, now.as_micros()),
             downlink: Downlink::default(),
             laterals: Laterals::default(),
             hierarchy: Hierarchy::default(),
+            command: Command::new(settings.fence),
             role: Role::Standalone,
             leader: settings.me,
             leaving: false,
@@ -168,7 +177,13 @@ impl Machine {
                 beacons.into_iter().for_each(|beacon| self.observed(now, Observation::Seen(beacon)));
             }
             Input::Described(description) => {
+                let news = description.capabilities != self.description.capabilities;
                 self.description = description;
+                if news {
+                    self.dirty = true;
+                    // Those above route by it.
+                    self.confirm_parent(effects);
+                }
                 self.think_within(now, COALESCE);
             }
             Input::LinkUp(peer, name) => self.link_up(now, peer, name, effects),
@@ -248,6 +263,8 @@ impl Machine {
         self.choose_laterals(now, effects);
         self.consider_rising(now, effects);
         self.consider_stepping_down(now, effects);
+        self.consider_a_term(now);
+        self.watch_partition(now, effects);
         self.elect(now, effects);
         if self.standing(now) != self.view.standing {
             self.touch();
@@ -294,8 +311,8 @@ impl Machine {
             return effects.push(Effect::Dropped("frame_without_link"));
         }
         match frame {
-            Frame::Attach { tenure, serial, level, effective_level, backup } => {
-                self.attach_asked(now, peer, (tenure, serial), (level, effective_level), backup, effects);
+            Frame::Attach { tenure, serial, backup, applicant } => {
+                self.attach_asked(now, peer, (tenure, serial), backup, applicant, effects);
             }
             Frame::Accept { serial, tenure, path, backup } => {
                 self.accepted(now, peer, serial, tenure, path, backup, effects);
@@ -303,6 +320,7 @@ impl Machine {
             Frame::Refuse { serial, reason } => self.refused(now, peer, serial, reason, effects),
             Frame::Detach { serial, reason } => self.detached(now, peer, serial, reason, effects),
             Frame::Dismiss { reason, backup } => self.dismissed(now, peer, reason, backup, effects),
+            Frame::Fence(fence) => self.fence_below(peer, fence, effects),
             Frame::HandOver { to } => self.handed_over(now, peer, to, effects),
             Frame::Path(path) => self.path_changed(now, peer, path, effects),
             Frame::Subtree { full, changes } => self.subtree_reported(now, peer, full, changes, effects),
@@ -318,12 +336,12 @@ impl Machine {
     }
 
     pub(super) fn standing(&self, now: Time) -> Standing {
-        if self.uplink.parent.is_some() {
-            Standing::Attached
-        } else if self.uplink.is_trying(now) || self.uplink.known_root_level > Some(self.settings.level) {
-            Standing::Detached
-        } else {
-            Standing::Root
+        let cut_off = self.command.known_root > Some(self.settings.level);
+        match self.uplink.parent {
+            Some(_) => Standing::Attached,
+            None if self.command.is_autonomous() => Standing::Autonomous,
+            None if cut_off || self.uplink.is_trying(now) => Standing::Detached,
+            None => Standing::Root,
         }
     }
 
@@ -352,14 +370,16 @@ impl Machine {
         let uplink = &self.uplink;
         let standing = self.standing(now);
         let account = match standing {
+            // What was buffered flows when the partition counts as healed.
+            _ if self.command.partition.is_some() && standing == Standing::Attached => None,
             Standing::Attached => uplink.path.account,
             // Who was cut off from a higher root does not commit in its place.
-            Standing::Root | Standing::Detached => self.settings.account,
+            Standing::Root | Standing::Detached | Standing::Autonomous => self.settings.account,
         };
         let wanted: BTreeSet<_> = (uplink.wanted().chain(self.laterals.wanted())).collect();
         let seek = match standing {
             Standing::Attached => None,
-            Standing::Detached => Some(Duration::from_secs(1)),
+            Standing::Detached | Standing::Autonomous => Some(Duration::from_secs(1)),
             Standing::Root => Some(Duration::from_secs(5)),
         };
         View {
@@ -374,6 +394,10 @@ impl Machine {
             parent: uplink.parent.clone(),
             path: uplink.path.clone(),
             account,
+            own_account: self.settings.account,
+            capabilities: self.description.capabilities.iter().map(|c| c.kind.clone()).collect(),
+            fence: self.command.fence,
+            partition: self.command.partition,
             backup: uplink.accepted_backup(),
             children: self.downlink.children.clone(),
             reserved: self.downlink.reserved.keys().copied().collect(),

@@ -4,6 +4,7 @@
 //! the other's current tenure. A parent accepts only a strictly lower effective level, so along every link the level
 //! rises, and there is no cycle at any instant, in any order of messages.
 
+mod command;
 mod downlink;
 mod explain;
 mod hierarchy;
@@ -14,7 +15,7 @@ mod view;
 
 pub use explain::{CandidateExplained, Why};
 pub use machine::{Effect, Input, Machine, Settings};
-pub use view::{ChildView, Descendant, ParentView, Standing, View};
+pub use view::{ChildView, Descendant, ParentView, Partition, Standing, View};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,35 @@ use crate::time::Time;
 pub struct Tenure {
     pub incarnation: u64,
     pub counter: u64,
+}
+
+/// A term of command: when two parts of a mesh meet, the root that goes on takes a higher one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Fence {
+    pub counter: u64,
+    /// The root that took it.
+    pub leader: NodeId,
+}
+
+/// What a node says of itself when it asks for a parent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applicant {
+    pub level: Level,
+    pub effective_level: Level,
+    /// Hashes of the types of its capabilities, see [`capability_hash`].
+    pub capabilities: Vec<u32>,
+    /// Where it commits samples as a root.
+    pub account: Option<AccountId>,
+    /// The highest term known to it or to anybody below.
+    pub fence: Option<Fence>,
+    /// The highest base level of a root that it was ever under.
+    pub known_root: Option<Level>,
+}
+
+/// What routes towards a capability go by; the node itself compares the type.
+pub fn capability_hash(kind: &str) -> u32 {
+    let digest = blake3::derive_key("tussock capability 1", kind.as_bytes());
+    u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
 /// A node on the way to the root.
@@ -46,6 +76,10 @@ pub struct Path {
     pub waypoints: Vec<Waypoint>,
     /// Where the root commits samples, if it does.
     pub account: Option<AccountId>,
+    /// The root's term.
+    pub fence: Option<Fence>,
+    /// The root leads a part that is cut off from a higher root.
+    pub autonomous: bool,
 }
 
 impl Path {
@@ -106,9 +140,8 @@ pub enum Frame {
     Attach {
         tenure: Tenure,
         serial: u64,
-        level: Level,
-        effective_level: Level,
         backup: bool,
+        applicant: Applicant,
     },
     Accept {
         serial: u64,
@@ -136,6 +169,8 @@ pub enum Frame {
     },
     /// The way to the root has changed.
     Path(Path),
+    /// From child to parent: below is somebody who knows of a higher term.
+    Fence(Fence),
     /// From child to parent: who is below. `full` replaces what was said before.
     Subtree {
         full: bool,
@@ -151,7 +186,14 @@ impl Frame {
     /// Whether a frame from outside is within its bounds.
     pub fn is_possible(&self) -> bool {
         match self {
-            Self::Subtree { changes, .. } => changes.len() <= Limits::SUBTREE_CHANGES,
+            Self::Attach { applicant, .. } => applicant.capabilities.len() <= Limits::CAPABILITIES,
+            Self::Subtree { changes, .. } => {
+                let small = |change: &Change| match change {
+                    Change::Added(descendant) => descendant.capabilities.len() <= Limits::CAPABILITIES,
+                    Change::Removed(_) => true,
+                };
+                changes.len() <= Limits::SUBTREE_CHANGES && changes.iter().all(small)
+            }
             Self::Accept { path, .. } | Self::Path(path) => path.waypoints.len() <= Limits::PATH,
             _ => true,
         }

@@ -10,7 +10,9 @@ use crate::proto::beacon::Beacon;
 use crate::proto::event::Event;
 use crate::proto::selection::{Candidate, Chooser, Rank};
 use crate::proto::topology::machine::{Effect, Machine};
-use crate::proto::topology::{Cause, Frame, LastChange, ParentView, Parting, Path, Refusal, Tenure};
+use crate::proto::topology::{
+    Applicant, Cause, Frame, LastChange, ParentView, Parting, Path, Refusal, Tenure, capability_hash,
+};
 use crate::time::Time;
 
 /// How long a fresh node listens before it takes the best it has heard.
@@ -69,8 +71,8 @@ pub(super) struct Uplink {
     pub path: Arc<Path>,
     pub attempt: Option<Attempt>,
     pub backup: Option<Backup>,
-    /// The highest base level of a root this node was ever under.
-    pub known_root_level: Option<Level>,
+    /// Since when there is no parent.
+    pub unattached_since: Option<Time>,
     pub last_change: Option<LastChange>,
     pub decided_at: Time,
     pub reason: String,
@@ -85,13 +87,13 @@ pub(super) struct Uplink {
 }
 
 impl Uplink {
-    pub fn new(first_serial: u64) -> Self {
+    pub fn new(now: Time, first_serial: u64) -> Self {
         Self {
             parent: None,
             path: Arc::default(),
             attempt: None,
             backup: None,
-            known_root_level: None,
+            unattached_since: Some(now),
             last_change: None,
             decided_at: Time::ZERO,
             reason: "listening".into(),
@@ -104,8 +106,12 @@ impl Uplink {
     }
 
     pub fn is_trying(&self, now: Time) -> bool {
-        let searching = self.lost.as_ref().is_some_and(|lost| now.since(lost.at) < SEARCH);
-        self.attempt.is_some() || self.first_sight.is_some() || searching
+        self.attempt.is_some() || self.first_sight.is_some() || self.is_searching(now)
+    }
+
+    /// Whether a parent was lost so lately that another may still be found at once.
+    pub fn is_searching(&self, now: Time) -> bool {
+        self.lost.as_ref().is_some_and(|lost| now.since(lost.at) < SEARCH)
     }
 
     pub fn deadline(&self) -> Option<Time> {
@@ -190,11 +196,21 @@ impl Machine {
     /// Has the parent confirm the link: after a restart, or under a new tenure.
     pub(super) fn confirm_parent(&self, effects: &mut Vec<Effect>) {
         if let Some(parent) = &self.uplink.parent {
-            let (tenure, serial) = (self.tenure, parent.serial);
-            let (level, effective_level) = (self.settings.level, self.effective_level());
-            let again = Frame::Attach { tenure, serial, level, effective_level, backup: false };
-            effects.push(Effect::Send(parent.id, again));
+            effects.push(Effect::Send(parent.id, self.request(parent.serial, false)));
         }
+    }
+
+    /// The request to a parent, or to a backup.
+    fn request(&self, serial: u64, backup: bool) -> Frame {
+        let applicant = Applicant {
+            level: self.settings.level,
+            effective_level: self.effective_level(),
+            capabilities: self.description.capabilities.iter().map(|c| capability_hash(&c.kind)).collect(),
+            account: self.settings.account,
+            fence: self.command.highest(),
+            known_root: self.command.known_root,
+        };
+        Frame::Attach { tenure: self.tenure, serial, backup, applicant }
     }
 
     /// Stops asking those above: this node rises to where they may not be above it any more.
@@ -312,20 +328,20 @@ impl Machine {
 
     /// Sends what a link was waited for: the request to a parent, and to a backup.
     pub(super) fn ask_if_linked(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let (tenure, level, effective_level) = (self.tenure, self.settings.level, self.effective_level());
-        let request = |serial, backup| Frame::Attach { tenure, serial, level, effective_level, backup };
         if let Some(attempt) = &mut self.uplink.attempt
             && self.links.contains_key(&attempt.id)
             && attempt.asked.is_none()
         {
             attempt.asked = Some(now);
-            effects.push(Effect::Send(attempt.id, request(attempt.serial, false)));
+            let (id, serial) = (attempt.id, attempt.serial);
+            effects.push(Effect::Send(id, self.request(serial, false)));
         }
         if let Some(backup) = &mut self.uplink.backup {
             let is_parent_to_be = self.uplink.attempt.as_ref().is_some_and(|attempt| attempt.id == backup.id);
             if self.links.contains_key(&backup.id) && backup.asked.is_none() && !is_parent_to_be {
                 backup.asked = Some(now);
-                effects.push(Effect::Send(backup.id, request(backup.serial, true)));
+                let (id, serial) = (backup.id, backup.serial);
+                effects.push(Effect::Send(id, self.request(serial, true)));
             }
         }
     }
@@ -408,7 +424,7 @@ impl Machine {
                 if let Some(parent) = &mut self.uplink.parent {
                     parent.tenure = tenure;
                 }
-                self.take_path(path);
+                self.take_path(peer, path, effects);
                 self.report_whole_subtree_to(peer, effects);
                 self.touch();
             } else {
@@ -440,11 +456,11 @@ impl Machine {
         self.uplink.last_change = Some(LastChange { at: now, from, to: Some(peer), cause, detail });
         self.uplink.parent = Some(ParentView { id: peer, tenure, serial, since: now });
         self.uplink.cooldowns.remove(&peer);
-        self.uplink.first_sight = None;
+        (self.uplink.first_sight, self.uplink.unattached_since) = (None, None);
         if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
             self.uplink.backup = None;
         }
-        self.take_path(path);
+        self.take_path(peer, path, effects);
         self.report_whole_subtree_to(peer, effects);
         self.think_within(now, Duration::from_millis(200));
         self.touch();
@@ -484,7 +500,7 @@ impl Machine {
             effects.push(Effect::Dropped("impossible_path"));
             return self.lose_parent(now, Cause::Closed, "its path is impossible", effects);
         }
-        self.take_path(path);
+        self.take_path(peer, path, effects);
         self.think_within(now, Duration::from_millis(50));
         self.touch();
     }
@@ -506,6 +522,7 @@ impl Machine {
         let Some(parent) = self.uplink.parent.take() else { return };
         effects.push(Effect::Event(Event::PeerLost { parent: parent.id, reason: reason.to_owned() }));
         self.uplink.path = Arc::default();
+        self.uplink.unattached_since = Some(now);
         self.uplink.lost = Some(Lost { id: parent.id, at: now, cause, detail: reason.to_owned() });
         self.think_within(now, SEARCH);
         self.uplink.reason = format!("{} was lost: {reason}", parent.id.short());
@@ -560,9 +577,10 @@ impl Machine {
         self.touch();
     }
 
-    fn take_path(&mut self, path: Path) {
+    fn take_path(&mut self, parent: NodeId, path: Path, effects: &mut Vec<Effect>) {
         let root_level = path.waypoints.last().map(|root| root.level);
-        self.uplink.known_root_level = self.uplink.known_root_level.max(root_level);
+        self.command.known_root = self.command.known_root.max(root_level);
+        self.follow_term(parent, &path, effects);
         self.uplink.path = Arc::new(path);
     }
 

@@ -10,7 +10,7 @@ use crate::id::{NodeId, NodeName};
 use crate::level::Level;
 use crate::proto::account::AccountId;
 use crate::proto::election::Role;
-use crate::proto::topology::{Path, Tenure, Waypoint};
+use crate::proto::topology::{Fence, Path, Tenure, Waypoint};
 use crate::time::Time;
 
 /// Where a node stands.
@@ -24,6 +24,8 @@ pub enum Standing {
     Attached,
     /// There was, or is, somebody to attach to, but no parent now.
     Detached,
+    /// Detached for so long that this node leads its part on its own.
+    Autonomous,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +44,8 @@ pub struct ChildView {
     pub tenure: Tenure,
     pub serial: u64,
     pub effective_level: Level,
+    /// The highest term known to it or below it, when it asked.
+    pub fence: Option<Fence>,
     pub since: Time,
 }
 
@@ -53,8 +57,20 @@ pub struct Descendant {
     pub level: Level,
     pub effective_level: Level,
     pub parent: NodeId,
+    /// Hashes of the types of its capabilities.
+    pub capabilities: Vec<u32>,
+    /// Where it commits samples as a root.
+    pub account: Option<AccountId>,
     /// The attachment this speaks of: (incarnation, serial); the newest one known is true.
     pub version: (u64, u64),
+}
+
+/// The part of the mesh that this node is in is cut off from a higher root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partition {
+    pub since: Time,
+    /// Who leads meanwhile.
+    pub root: NodeId,
 }
 
 /// A snapshot of the topology machine's decisions; shared, never changed in place.
@@ -71,8 +87,15 @@ pub struct View {
     pub standing: Standing,
     pub parent: Option<ParentView>,
     pub path: Arc<Path>,
-    /// The account of the root, this node's own if it is one.
+    /// Where samples are committed: the root's account, this node's own if it is one. None while a partition heals.
     pub account: Option<AccountId>,
+    /// This node's own account, root or not.
+    pub own_account: Option<AccountId>,
+    /// The types of this node's capabilities.
+    pub capabilities: Arc<[String]>,
+    /// The term of command.
+    pub fence: Option<Fence>,
+    pub partition: Option<Partition>,
     pub backup: Option<NodeId>,
     pub children: BTreeMap<NodeId, ChildView>,
     /// Nodes for which a slot is kept.
@@ -105,6 +128,10 @@ impl View {
             parent: None,
             path: Arc::default(),
             account: None,
+            own_account: None,
+            capabilities: Arc::default(),
+            fence: None,
+            partition: None,
             backup: None,
             children: BTreeMap::new(),
             reserved: BTreeSet::new(),
@@ -122,6 +149,11 @@ impl View {
         self.parent.as_ref().map(|parent| parent.id)
     }
 
+    /// Whether this node is `top` or below it.
+    pub fn is_within(&self, top: &NodeId) -> bool {
+        self.me == *top || self.path.waypoints.iter().any(|waypoint| waypoint.id == *top)
+    }
+
     pub fn root(&self) -> NodeId {
         self.path.waypoints.last().map_or(self.me, |root| root.id)
     }
@@ -136,6 +168,21 @@ impl View {
         self.descendants.get(id).map(|(via, _)| *via)
     }
 
+    /// Whether packets would go the same ways as under another view, and commands under the same term.
+    pub fn has_the_same_links(&self, other: &Self) -> bool {
+        let attachment = |view: &Self| view.parent.as_ref().map(|parent| (parent.id, parent.serial));
+        attachment(self) == attachment(other)
+            && self.fence == other.fence
+            && self.children.keys().eq(other.children.keys())
+            && self.laterals == other.laterals
+            && (Arc::ptr_eq(&self.descendants, &other.descendants) || self.descendants == other.descendants)
+    }
+
+    /// Whether packets may come and go over the link to this peer.
+    pub fn is_neighbour(&self, peer: &NodeId) -> bool {
+        self.parent_id() == Some(*peer) || self.children.contains_key(peer) || self.laterals.contains(peer)
+    }
+
     /// Peers whose links are watched by heartbeats: parent, children, backup, and those we are backup of.
     pub fn tree_peers(&self) -> BTreeSet<NodeId> {
         let above = self.parent_id().into_iter().chain(self.backup);
@@ -147,6 +194,8 @@ impl View {
         let me =
             Waypoint { id: self.me, name: self.name.clone(), level: self.level, effective_level: self.effective_level };
         let waypoints = std::iter::once(me).chain(self.path.waypoints.iter().cloned()).collect();
-        Path { waypoints, account: self.account }
+        let autonomous = self.standing == Standing::Autonomous || self.path.autonomous;
+        let account = if self.parent.is_some() { self.path.account } else { self.own_account };
+        Path { waypoints, account, fence: self.fence, autonomous }
     }
 }

@@ -525,7 +525,7 @@ async fn stop_all(state: &mut SupervisorState, goodbye: bool) {
         }
     }
     if goodbye {
-        let _ = timeout(Limits::STOP / 2, state.context.transport.stop()).await;
+        let _ = timeout(Limits::STOP * 4 / 5, state.context.transport.stop()).await;
     }
 }
 

@@ -91,7 +91,10 @@ impl World {
                     }
                 }
             }
-            FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => self.network.end(index),
+            FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => {
+                self.network.end(index);
+                self.recorder.partitions.end(self.now, index, &self.nodes);
+            }
             FaultKind::ActorCrash => {}
         }
     }
@@ -159,12 +162,14 @@ impl World {
     fn obstruct(&mut self, index: usize, fault: &Fault) {
         let obstacle = match (&fault.between, &fault.from, &fault.to) {
             (Some(parts), ..) => {
+                let parts: Vec<_> = parts.iter().map(|targets| self.resolve(Some(targets))).collect();
                 let mut groups = vec![0u8; self.nodes.len()];
-                for (part, targets) in parts.iter().enumerate() {
-                    for i in self.resolve(Some(targets)) {
+                for (part, members) in parts.iter().enumerate() {
+                    for &i in members {
                         groups[i] = part as u8 + 1;
                     }
                 }
+                self.recorder.partitions.begin(self.now, index, parts, &self.nodes);
                 Obstacle::Partition(groups)
             }
             (None, Some(from), Some(to)) => {

@@ -7,6 +7,7 @@ mod faults;
 mod generate;
 mod invariants;
 mod network;
+mod partitions;
 mod report;
 mod scenario;
 mod target;

@@ -18,6 +18,7 @@ use crate::proto::topology::{Cause, Parting, Standing};
 use crate::sim::faults::ActiveFaults;
 use crate::sim::invariants::{Violation, link_up};
 use crate::sim::network::Network;
+use crate::sim::partitions::{PartitionReport, Partitions};
 use crate::sim::world::{SimNode, World};
 use crate::time::Time;
 
@@ -47,8 +48,8 @@ pub struct Report {
     pub telemetry: TelemetryReport,
     pub commands: Vec<CommandReport>,
     pub traffic: Traffic,
-    /// Not measured yet: what a partition and an attacker do to the mesh.
-    pub partitions: Option<()>,
+    pub partitions: Vec<PartitionReport>,
+    /// Not measured yet: what an attacker does to the mesh.
     pub security: Option<()>,
     pub invariants: InvariantReport,
 }
@@ -197,6 +198,7 @@ pub struct InvariantReport {
 pub struct Recorder {
     hasher: blake3::Hasher,
     pub active: ActiveFaults,
+    pub partitions: Partitions,
     pub settled_since: Option<Time>,
     pub beacons: u64,
     pub evicted: u64,
@@ -229,6 +231,7 @@ impl Recorder {
         Self {
             hasher: blake3::Hasher::new(),
             active: BTreeMap::new(),
+            partitions: Partitions::default(),
             settled_since: None,
             beacons: 0,
             evicted: 0,
@@ -367,6 +370,7 @@ impl Recorder {
     }
 
     pub fn event(&mut self, now: Time, nodes: &[SimNode], network: &Network, at: usize, event: &Event) {
+        self.partitions.event(now, at, event, nodes);
         let name_of = |id: NodeId| nodes[at].index_of(id).map(|i| nodes[i].name.clone());
         match event {
             Event::PeerLost { parent, reason } => {
@@ -499,7 +503,8 @@ impl World {
             self.nodes.iter().filter(|node| !node.is_up()).map(|node| self.uncounted(node, |_| true)).sum();
         let settled = self.pending_in_reach() == 0;
         let topology = self.topology();
-        let (truth, invariants, recorder) = (self.truth, self.invariants, self.recorder);
+        let (truth, invariants, mut recorder) = (self.truth, self.invariants, self.recorder);
+        let partitions = std::mem::take(&mut recorder.partitions).reports();
         let telemetry = TelemetryReport {
             acknowledged: truth.acknowledged,
             counted_at_root: truth.counted,
@@ -557,7 +562,7 @@ impl World {
             telemetry,
             commands: commands.collect(),
             traffic: recorder.traffic(nodes, virtual_s, levels),
-            partitions: None,
+            partitions,
             security: None,
             invariants: InvariantReport {
                 checks: invariants.checks,

@@ -12,9 +12,10 @@ use crate::proto::geo::GeoPoint;
 use crate::sim::target::TargetSpec;
 
 /// Scenarios that come with the program.
-pub const BUILT_IN: [(&str, &str); 2] = [
+pub const BUILT_IN: [(&str, &str); 3] = [
     ("formation", include_str!("../../scenarios/formation.toml")),
     ("failover", include_str!("../../scenarios/failover.toml")),
+    ("partition", include_str!("../../scenarios/partition.toml")),
 ];
 
 /// What a scenario file says.

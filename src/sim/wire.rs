@@ -133,6 +133,10 @@ impl World {
             return;
         }
         self.recorder.hash(self.now, &self.nodes[to.node].name, frame.kind());
+        if self.recorder.partitions.are_healing() {
+            let bytes = self.frame_bytes(&frame) + DATAGRAM_OVERHEAD;
+            self.recorder.partitions.received(self.now, from.node, to.node, bytes);
+        }
         self.receive(to.node, end, from.node, frame);
     }
 

@@ -539,6 +539,7 @@ impl World {
             self.invariants.check_bounds(self.now, name.as_str(), &tables);
         }
         self.recorder.second(self.now);
+        self.recorder.partitions.second(self.now, &self.nodes);
         if self.over && self.recorder.settled_since.is_none() && self.is_settled() {
             self.recorder.settled_since = Some(self.now);
         }

@@ -104,6 +104,55 @@ fn a_platform_acts_as_squad_while_nobody_has_room() {
 }
 
 #[test]
+fn a_part_that_is_cut_off_leads_itself_and_is_one_with_the_others_again() {
+    for seed in seeds() {
+        let report = held("partition.toml", seed);
+        let [far, near] = &report.partitions[..] else { panic!("two parts") };
+        assert_eq!((near.detected_s, near.healed_s), (None, None), "seed {seed}: a top-level root is never cut off");
+        // Heartbeats, the search for another parent, the time-out of ten seconds, and the word to everybody below.
+        let autonomous = far.autonomous_s.unwrap();
+        assert!((13.0..=18.0).contains(&autonomous), "seed {seed}: {autonomous}");
+        assert!(far.detected_s.unwrap() >= 13.0, "seed {seed}");
+        assert_eq!(far.roots_after, Some(1), "seed {seed}");
+        assert!(far.healed_s.unwrap() <= 5.0 && far.flushed_s.unwrap() <= 10.0, "seed {seed}: {far:?}");
+        assert_eq!(roots(&report).len(), 1, "seed {seed}");
+        // The near side's command reaches all in the end; the far side's is fenced by whoever had not got it.
+        let mut commands = report.commands.clone();
+        commands.sort_by_key(|command| command.fenced);
+        let [ours, theirs] = &commands[..] else { panic!("two commands") };
+        assert_eq!((ours.acknowledged, ours.fenced), (49, 0), "seed {seed}");
+        assert_eq!((theirs.delivered, theirs.fenced as usize), (far.nodes.len(), near.nodes.len()), "seed {seed}");
+        assert_eq!(theirs.acknowledged, far.nodes.len(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_command_reaches_its_targets_and_nobody_else() {
+    for seed in seeds() {
+        let report = held("commands.toml", seed);
+        assert_eq!(report.commands.len(), 8, "seed {seed}");
+        for command in &report.commands {
+            let reached = (command.delivered, command.acknowledged, command.fenced);
+            assert_eq!(reached, (command.targets, command.targets, 0), "seed {seed}: {command:?}");
+        }
+        // To the six squads only the edges towards them are crossed: two platoons, the company, and they.
+        let squads = report.commands.iter().find(|command| command.targets == 6).unwrap();
+        assert_eq!(squads.transmissions, 8, "seed {seed}");
+    }
+}
+
+#[test]
+fn two_companies_have_one_root_and_lose_nothing_of_either() {
+    for seed in seeds() {
+        let report = held("two-companies.toml", seed);
+        let roots = roots(&report);
+        assert_eq!((roots.len(), roots[0].effective_level.as_str()), (1, "above_company"), "seed {seed}");
+        assert_eq!(report.telemetry.counted_at_root, report.telemetry.acknowledged, "seed {seed}");
+        assert_eq!(report.commands[0].acknowledged, 54, "seed {seed}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
     let hash = |seed| held("failover.toml", seed).trace_hash;
     assert_eq!(hash(5), hash(5));

@@ -180,8 +180,9 @@ impl Machine {
         let settled = |peer: &&NodeId| self.view.children.get(peer).is_none_or(|child| child.fence <= self.view.fence);
         let peers: Vec<_> = peers.iter().filter(settled).copied().collect();
         held.sent.extend(&peers);
-        // Of one node its issuer knows already that it is awaited.
-        if !matches!(packet.target, Target::Node(_)) && !(peers.is_empty() && consumes == Some(true)) {
+        // Of one node its issuer knows already that it is awaited, and who only consumes says so by its answer.
+        let is_known = matches!(packet.target, Target::Node(_)) || (peers.is_empty() && consumes == Some(true));
+        if !is_known {
             let to = peers.iter().map(|&peer| (peer, is_target(&self.view, &packet.target, peer))).collect();
             let consumes = consumes.unwrap_or(false);
             self.respond(now, *id, Response::PassedOn { consumes, to }, effects);
@@ -351,14 +352,13 @@ impl Machine {
         self.send_back(now, packet, command, None, effects);
     }
 
-    /// Answers that found no way try again, each a few times: every try counts as a hop.
+    /// Answers that found no way try again, for as long as their command is remembered.
     fn retry_stuck(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.commands.retry_at = None;
-        for (command, mut packet) in std::mem::take(&mut self.commands.stuck) {
-            packet.hops += 1;
-            match packet.hops > Limits::HOPS {
-                true => effects.push(Effect::Dropped("unroutable")),
-                false => self.send_back(now, packet, command, None, effects),
+        for (command, packet) in std::mem::take(&mut self.commands.stuck) {
+            match self.commands.held.contains(&command) {
+                true => self.send_back(now, packet, command, None, effects),
+                false => effects.push(Effect::Dropped("unroutable")),
             }
         }
     }
@@ -375,8 +375,8 @@ impl Machine {
         }
     }
 
-    /// Down to the issuer if it is below, else the way the command came while it stands, else up. An answer that finds
-    /// no way waits a little for one.
+    /// Down to the issuer if it is below, sideways if the command came so, else up. An answer that finds no way, since
+    /// its issuer is cut off, waits a while for one.
     fn send_back(
         &mut self,
         now: Time,
@@ -385,11 +385,9 @@ impl Machine {
         from: Option<NodeId>,
         effects: &mut Vec<Effect>,
     ) {
-        let Target::Node(issuer) = packet.target else { return };
-        let stands = |peer: &NodeId| self.view.is_neighbour(peer) && Some(*peer) != from;
         let came_by = self.commands.held.get(&command).and_then(|held| held.from);
-        let way = self.view.way_down(&issuer).filter(stands).or(came_by.filter(stands));
-        let way = way.or_else(|| decide(&self.view, &packet, from).ways().first().copied());
+        let sideways = came_by.filter(|peer| self.view.laterals.contains(peer) && Some(*peer) != from);
+        let way = sideways.or_else(|| decide(&self.view, &packet, from).ways().first().copied());
         let Some(peer) = way else {
             if self.commands.stuck.len() >= Limits::COMMANDS {
                 return effects.push(Effect::Dropped("unroutable"));

@@ -65,8 +65,8 @@ impl Store {
         let held = Held { packet: packet.clone(), at: now, expires, bytes, from, sent: BTreeSet::new() };
         self.held.insert(command.id, held);
         while self.held.len() > Limits::COMMANDS || self.bytes > Limits::COMMANDS_BYTES {
-            let first = self.held.iter().min_by_key(|(_, held)| held.expires).map(|(&id, _)| id);
-            first.map(|id| self.remove(&id));
+            let Some((&first, _)) = self.held.iter().min_by_key(|(_, held)| held.expires) else { return };
+            self.remove(&first);
         }
     }
 

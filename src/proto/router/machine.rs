@@ -271,9 +271,7 @@ impl Machine {
             return effects.push(Effect::Dropped("not_in_tree"));
         }
         packet.hops = packet.hops.saturating_add(1);
-        // An answer may come back to where it was, looking for its way: hearing it twice changes nothing.
-        let may_return = matches!(packet.payload, Payload::Response { .. });
-        if !may_return && !self.is_new(&packet) {
+        if !self.is_new(&packet) {
             return effects.push(Effect::Dropped("duplicate_packet"));
         }
         match packet.payload {

@@ -233,7 +233,8 @@ fn settings() -> Result<tussock::Config, Failure> {
     let layers = Layers::new()
         .set("topology.max_distance", "3000.0", "the demo".into())
         .set("formation.name", "\"demo\"", "the demo".into())
-        .set("telemetry.window", "\"250ms\"", "the demo".into());
+        .set("telemetry.window", "\"250ms\"", "the demo".into())
+        .set("partition.timeout", "\"2s\"", "the demo".into());
     Ok(layers.environment(std::env::vars()).build()?)
 }
 

@@ -203,16 +203,28 @@ async fn partition(mesh: &Mesh) -> Outcome {
     });
     apart.await;
     let took = cut.elapsed();
-    // Both sides go on alone for a while, publishing.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // After a while the part that lost its root acts on its own.
+    let on_its_own = |side: &BTreeSet<NodeId>| {
+        let here = mesh.members.iter().filter(|m| side.contains(&m.node.id()));
+        here.filter(|m| m.node.view().partition.is_some()).count()
+    };
+    wait_until(async || on_its_own(&far) == far.len()).await;
+    let (own_after, autonomous) = (cut.elapsed(), platoon.node.view().standing == Standing::Autonomous);
+    let asked = platoon.node.command(Target::Everyone, "hold").deadline(Duration::from_secs(5)).await;
+    let obeyed = asked.map_or(0, |outcome| outcome.replies.len());
     let lost = attached_before && platoon.node.view().parent_id().is_none();
     let checks = vec![
         at_least(&format!("nodes cut off with {}", platoon.name), 2, far.len() as u64),
         equal(&format!("{} lost its parent", platoon.name), true, lost),
         equal(&format!("nodes led by {}", platoon.name), far.len(), on(mesh, &far, head)),
         equal("nodes led by company-0", near.len(), on(mesh, &near, root)),
+        equal(&format!("{} is autonomous", platoon.name), true, autonomous),
+        equal("nodes that act without company-0", far.len(), on_its_own(&far)),
+        equal("nodes beside company-0 that act without it", 0, on_its_own(&near)),
+        equal(&format!("nodes that obey {}", platoon.name), far.len(), obeyed),
     ];
-    (checks, format!("noticed by all after {:.2} s", took.as_secs_f64()))
+    let (took, own_after) = (took.as_secs_f64(), own_after.as_secs_f64());
+    (checks, format!("noticed by all after {took:.2} s, autonomous after {own_after:.2} s"))
 }
 
 async fn heal(mesh: &Mesh) -> Outcome {
@@ -222,6 +234,9 @@ async fn heal(mesh: &Mesh) -> Outcome {
     let healed = Instant::now();
     wait_until(async || in_tree(mesh) == mesh.living() && agreeing(mesh) == mesh.members.len()).await;
     let took = healed.elapsed();
+    let apart = || mesh.members.iter().filter(|member| member.node.view().partition.is_some()).count();
+    wait_until(async || apart() == 0).await;
+    let terms: BTreeSet<_> = mesh.members.iter().map(|member| member.node.view().fence).collect();
     let before = mesh.acknowledged();
     let flushed = wait_until(async || {
         let counted = mesh.counted().await;
@@ -231,6 +246,8 @@ async fn heal(mesh: &Mesh) -> Outcome {
     let checks = vec![
         equal("nodes in the tree", mesh.living(), in_tree(mesh)),
         equal("nodes that name company-0 as root", mesh.members.len(), agreeing(mesh)),
+        equal("nodes that still act without company-0", 0, apart()),
+        equal("terms of command", 1, terms.len()),
         equal("what was buffered is committed", true, flushed),
     ];
     let detail =

@@ -1,5 +1,6 @@
 //! Commands of a scenario: issued, followed on the wire, answered by every host.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::proto::frame::Frame;
@@ -23,7 +24,7 @@ impl World {
         match text.split_once(':') {
             _ if text == "everyone" => Ok((Target::Everyone, live().count())),
             _ if text == "children" => Ok((Target::Children, view.map_or(0, |view| view.children.len()))),
-            _ if text == "laterals" => Ok((Target::Laterals, view.map_or(0, |view| view.laterals.len()))),
+            _ if text == "laterals" => Ok((Target::Laterals, self.laterals_reached(from))),
             Some(("subtree", top)) => {
                 let top = named(top)?.id;
                 let within = live().filter(|node| node.view().is_some_and(|view| view.is_within(&top)));
@@ -42,6 +43,15 @@ impl World {
             }
             _ => Ok((Target::Node(named(text)?.id), 1)),
         }
+    }
+
+    /// A node's laterals, and those of its leader, which passes on to them.
+    fn laterals_reached(&self, from: usize) -> usize {
+        let Some(view) = self.nodes[from].view() else { return 0 };
+        let leader = view.laterals.get(&view.leader).and_then(|id| self.nodes[from].index_of(*id));
+        let further = leader.and_then(|leader| self.nodes[leader].view()).map(|leader| leader.laterals.clone());
+        let all: BTreeSet<_> = view.laterals.union(&further.unwrap_or_default()).copied().collect();
+        all.len() - usize::from(all.contains(&view.me))
     }
 
     pub(super) fn command(&mut self, plan: usize) {

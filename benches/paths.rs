@@ -176,7 +176,9 @@ fn beacon(n: u32, sequence: u64) -> Arc<Beacon> {
         ttl_s: 30,
         incarnation: 1,
         sequence,
+        cell_bits: 0,
         addresses: Vec::new(),
+        seal: Default::default(),
     })
 }
 

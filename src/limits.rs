@@ -40,6 +40,8 @@ impl Limits {
     pub const DESCENDANTS: usize = 20_000;
     /// Changes in one subtree report, so that it stays well below a frame.
     pub const SUBTREE_CHANGES: usize = 1_024;
+    /// Reservations of backups that share one slot.
+    pub const RESERVATIONS_PER_SLOT: usize = 4;
     /// Nodes on a path: effective levels rise strictly, and nine exist.
     pub const PATH: usize = 10;
     /// Hops of a packet before it is dropped as looping.

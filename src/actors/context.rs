@@ -175,7 +175,8 @@ impl Context {
     fn carry_out(&self, output: Output) -> Option<Output> {
         match output {
             Output::SendTo { peer, frame } => self.send_to(peer, &frame),
-            Output::Broadcast(beacon) => self.transport.broadcast(beacon.sign(&self.key).into()),
+            Output::Broadcast(beacon, scopes) => self.transport.broadcast(scopes, beacon.sign(&self.key).into()),
+            Output::Listen(scopes) => self.transport.listen(scopes),
             Output::Event(event) => self.event(event),
             Output::Dropped(why) => self.counters.drop_for(why),
             Output::Swept(_, count) => drop(self.counters.swept.fetch_add(count as u64, Ordering::Relaxed)),

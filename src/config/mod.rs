@@ -116,6 +116,7 @@ impl Config {
                 interval_min: self.beacon.interval_min.0,
                 interval_max: self.beacon.interval_max.0,
                 geohash_precision: self.beacon.geohash_precision,
+                top_level: self.topology.levels.top(),
                 max_distance_m: self.topology.max_distance,
                 incarnation,
                 seed: seed ^ 2,

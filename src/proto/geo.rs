@@ -80,24 +80,52 @@ impl GeoPoint {
     }
 }
 
-/// The cell and its neighbours: nine of them, fewer at the poles, where there is nothing further north or south.
-pub fn cells_around(point: &GeoPoint, precision: usize) -> BTreeSet<String> {
-    let home = point.geohash(precision);
-    let bounds = geohash::decode_bbox(&home).expect("a cell that was encoded decodes");
-    let (min, max) = (bounds.min(), bounds.max());
-    let (height, width) = (max.y - min.y, max.x - min.x);
-    let centre = ((min.y + max.y) / 2.0, (min.x + max.x) / 2.0);
-    let mut cells = BTreeSet::new();
-    for north in [-1.0, 0.0, 1.0] {
-        for east in [-1.0, 0.0, 1.0] {
-            let lat = centre.0 + north * height;
-            let lon = (centre.1 + east * width + 540.0).rem_euclid(360.0) - 180.0;
-            if let Ok(point) = GeoPoint::new(lat, lon) {
-                cells.insert(point.geohash(precision));
-            }
-        }
+/// A cell of the geohash grid, named by the first `bits` bits of its hash: each further bit halves it, and five of them
+/// are a character.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cell {
+    bits: u8,
+    /// Columns from the antimeridian eastwards, rows from the south pole.
+    column: u32,
+    row: u32,
+}
+
+impl Cell {
+    pub fn bits(&self) -> u8 {
+        self.bits
     }
-    cells
+
+    /// How many columns and rows the grid has: longitude has the odd bit.
+    fn grid(bits: u8) -> (f64, f64) {
+        (2f64.powi(i32::from(bits.div_ceil(2))), 2f64.powi(i32::from(bits / 2)))
+    }
+}
+
+impl GeoPoint {
+    /// The cell of this point, of 1 to 60 bits.
+    pub fn cell(&self, bits: u8) -> Cell {
+        let (x, y) = self.on_grid(bits);
+        let (columns, rows) = Cell::grid(bits);
+        Cell { bits, column: x.min(columns - 1.0) as u32, row: y.min(rows - 1.0) as u32 }
+    }
+
+    /// The cell of this point and those next to it on the sides it is near to: four, fewer at the poles. Whatever is
+    /// less than half a cell away is in one of them.
+    pub fn cells_near(&self, bits: u8) -> BTreeSet<Cell> {
+        let ((x, y), (columns, rows)) = (self.on_grid(bits), Cell::grid(bits));
+        let beside = |at: f64| if at.fract() < 0.5 { at.floor() - 1.0 } else { at.floor() + 1.0 };
+        let home = self.cell(bits);
+        let column = beside(x).rem_euclid(columns) as u32;
+        let row = beside(y);
+        let rows_near = [Some(home.row), (0.0..rows).contains(&row).then_some(row as u32)];
+        let near = rows_near.into_iter().flatten();
+        near.flat_map(|row| [home.column, column].map(|column| Cell { bits, column, row })).collect()
+    }
+
+    fn on_grid(&self, bits: u8) -> (f64, f64) {
+        let (columns, rows) = Cell::grid(bits);
+        ((self.lon + 180.0) / 360.0 * columns, (self.lat + 90.0) / 180.0 * rows)
+    }
 }
 
 /// A position as configuration and JSON write it: `[lat, lon]` or `[lat, lon, alt]`.
@@ -160,10 +188,10 @@ mod tests {
     #[test]
     fn cells_at_the_edges_of_the_map() {
         assert_eq!(point(57.64911, 10.40744).geohash(7), "u4pruyd");
-        let antimeridian = cells_around(&point(10.0, 179.9999), 5);
-        assert_eq!(antimeridian.len(), 9);
-        assert!(antimeridian.contains(&point(10.0, -179.9999).geohash(5)));
-        assert_eq!(cells_around(&point(90.0, 0.0), 5).len(), 6);
+        let antimeridian = point(10.0, 179.9999).cells_near(25);
+        assert_eq!(antimeridian.len(), 4);
+        assert!(antimeridian.contains(&point(10.0, -179.9999).cell(25)));
+        assert_eq!(point(90.0, 0.0).cells_near(25).len(), 2);
     }
 
     proptest! {
@@ -184,9 +212,21 @@ mod tests {
         }
 
         #[test]
-        fn a_cell_is_among_its_surroundings(lat in -90.0..=90.0, lon in -180.0..=180.0, precision in 1usize..=9) {
+        fn cells_are_those_of_geohash(a in -90.0..90.0, b in -180.0..180.0, m in 0.0..20_000.0, turn in 0.0..6.2) {
+            let here = point(a, b);
+            let there = here.offset(m, turn);
+            for (bits, precision) in [(20, 4), (25, 5), (30, 6)] {
+                let same = here.geohash(precision) == there.geohash(precision);
+                prop_assert_eq!(here.cell(bits) == there.cell(bits), same);
+            }
+        }
+
+        #[test]
+        fn whatever_is_within_half_a_cell_is_near(lat in -80.0..80.0, lon in -180.0..=180.0, m in 0.0..500.0, turn in 0.0..6.2) {
+            // A cell of 28 bits is 1.2 km high; at 80 degrees it is 420 m wide.
             let here = point(lat, lon);
-            prop_assert!(cells_around(&here, precision).contains(&here.geohash(precision)));
+            let there = here.offset(f64::min(m, 200.0 * lat.to_radians().cos()), turn);
+            prop_assert!(here.cells_near(28).contains(&there.cell(28)));
         }
     }
 }

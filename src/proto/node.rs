@@ -3,14 +3,14 @@
 //! The actors turn each [`Step`] into a message or an action; [`Node`] runs all machines in one place, for the
 //! simulator, until nothing is left to do but what concerns the world.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, NodeName};
-use crate::proto::beacon::{self, Beacon, Description};
+use crate::proto::beacon::{self, Beacon, Description, Scope};
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
 use crate::proto::frame::Frame;
@@ -72,7 +72,10 @@ pub enum Output {
         peer: NodeId,
         frame: Frame,
     },
-    Broadcast(Arc<Beacon>),
+    /// To who listens to one of these.
+    Broadcast(Arc<Beacon>, Vec<Scope>),
+    /// What to listen to from now on.
+    Listen(BTreeSet<Scope>),
     Persist {
         ticket: u64,
         records: Vec<Record>,
@@ -141,7 +144,8 @@ pub fn after_links(effect: link::Effect, then: &mut impl FnMut(Step)) {
 pub fn after_beacon(effect: beacon::Effect, then: &mut impl FnMut(Step)) {
     use beacon::Effect::*;
     match effect {
-        Broadcast(beacon) => then(Step::Out(Output::Broadcast(beacon))),
+        Broadcast(beacon, scopes) => then(Step::Out(Output::Broadcast(beacon, scopes))),
+        Listen(scopes) => then(Step::Out(Output::Listen(scopes))),
         SendTo(peer, beacon) => then(Step::Out(Output::SendTo { peer, frame: Frame::Beacon(beacon) })),
         Observed(observation) => then(to_topology(topology::Input::Observed(observation))),
         Replayed(beacons) => {

@@ -84,12 +84,16 @@ fn generated(
         counts[level.0 as usize] =
             count.ok_or_else(|| bad(label, format!("{value} is not a number of nodes"), "between 0 and 100000"))?;
     }
+    let total: usize = counts.iter().sum();
     if let Some(nodes) = nodes {
         scale(&mut counts, nodes);
     }
+    let grown = nodes.map_or(1.0, |nodes| nodes as f64 / total.max(1) as f64);
     let number = |value: &toml::Value| value.as_float().or(value.as_integer().map(|n| n as f64));
     let area_km = number(&mesh.area_km).filter(|km| *km > 0.0 && *km < 20_000.0);
     let area_km = area_km.ok_or_else(|| bad("area_km", "area_km is out of range".into(), "kilometres above 0"))?;
+    // More nodes have more room: as many of them are near each other as before.
+    let area_km = area_km * grown.sqrt();
     let center: Option<Vec<f64>> = mesh.center.as_array().and_then(|list| list.iter().map(number).collect());
     let center =
         GeoPoint::try_from(center.unwrap_or_default().as_slice()).map_err(|why| bad("center", why, "[lat, lon]"))?;

@@ -1,5 +1,6 @@
 //! What passes between simulated nodes: dials, frames in order, datagrams as they fall, and the gossip.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use rand::RngExt;
 
 use crate::codec;
 use crate::id::NodeId;
-use crate::proto::beacon::Beacon;
+use crate::proto::beacon::{Beacon, Scope};
 use crate::proto::frame::Frame;
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::Input;
@@ -222,15 +223,29 @@ impl World {
         }
     }
 
-    pub(super) fn broadcast(&mut self, i: usize, beacon: &Arc<Beacon>) {
+    pub(super) fn listen(&mut self, i: usize, scopes: BTreeSet<Scope>) {
+        let before = std::mem::take(&mut self.nodes[i].listening);
+        for scope in before.difference(&scopes) {
+            if let Some(listeners) = self.listeners.get_mut(scope) {
+                listeners.remove(&i);
+            }
+        }
+        for scope in scopes.difference(&before) {
+            self.listeners.entry(scope.clone()).or_default().insert(i);
+        }
+        self.nodes[i].listening = scopes;
+    }
+
+    pub(super) fn broadcast(&mut self, i: usize, beacon: &Arc<Beacon>, scopes: &[Scope]) {
         let bytes = codec::encode(&**beacon).len() + 65;
         let mine = self.overlay_root(self.nodes[i].overlay);
-        let mut receivers = 0;
-        for to in 0..self.nodes.len() {
-            if to == i || !self.nodes[to].is_up() || self.overlay_root(self.nodes[to].overlay) != mine {
-                continue;
-            }
-            receivers += 1;
+        let all: Vec<_> = scopes.iter().filter_map(|scope| self.listeners.get(scope)).flatten().copied().collect();
+        let linked =
+            |to: &usize| *to != i && self.nodes[*to].is_up() && self.overlay_root(self.nodes[*to].overlay) == mine;
+        let all: Vec<_> = all.into_iter().filter(linked).collect();
+        // Each scope is a topic of its own: who listens to two of them is told twice, and takes it up once.
+        let cost = all.len() as f64 * (bytes + DATAGRAM_OVERHEAD) as f64 * GOSSIP_REDUNDANCY;
+        for to in all.into_iter().collect::<BTreeSet<_>>() {
             let quality = self.network.quality(i, to);
             if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
                 continue;
@@ -240,7 +255,6 @@ impl World {
             let incarnation = self.nodes[to].incarnation;
             self.at(self.now + wait, Happening::Heard { to, incarnation, beacon: beacon.clone() });
         }
-        let cost = f64::from(receivers) * (bytes + DATAGRAM_OVERHEAD) as f64 * GOSSIP_REDUNDANCY;
         self.recorder.wire("gossip", cost as usize);
         self.recorder.beacons += 1;
     }
@@ -257,5 +271,8 @@ impl World {
         let other = self.indices[&peer];
         let (a, b) = (self.overlay_root(self.nodes[i].overlay), self.overlay_root(self.nodes[other].overlay));
         self.overlay[a.max(b)] = a.min(b);
+        // Ways to the root stay short.
+        let (mine, theirs) = (self.nodes[i].overlay, self.nodes[other].overlay);
+        (self.overlay[mine], self.overlay[theirs]) = (a.min(b), a.min(b));
     }
 }

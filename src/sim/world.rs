@@ -1,7 +1,7 @@
 //! The run itself: a queue of happenings, the nodes, and what each output of a node leads to.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::level::Level;
 use crate::limits::Limits;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
-use crate::proto::beacon::{self, Beacon};
+use crate::proto::beacon::{self, Beacon, Scope};
 use crate::proto::durable::{Durable, Record};
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::{Input, Node, Output};
@@ -59,6 +59,7 @@ pub struct SimNode {
     indices: Rc<BTreeMap<NodeId, usize>>,
     bootstrap: Vec<NodeId>,
     pub(super) overlay: usize,
+    pub(super) listening: BTreeSet<Scope>,
     pub(super) requests: u64,
 }
 
@@ -175,6 +176,8 @@ pub struct World {
     queue: BinaryHeap<Reverse<Entry>>,
     order: u64,
     pub(super) overlay: Vec<usize>,
+    /// Who listens to each scope.
+    pub(super) listeners: BTreeMap<Scope, BTreeSet<usize>>,
     pub(super) indices: Rc<BTreeMap<NodeId, usize>>,
     doctor: Option<Doctor>,
     pub(super) scratch: Vec<u8>,
@@ -212,6 +215,7 @@ impl World {
             network: Network::new(&scenario.links, overrides),
             scenario,
             overlay: (0..nodes.len()).collect(),
+            listeners: BTreeMap::new(),
             nodes,
             truth: Truth::default(),
             invariants: Invariants::default(),
@@ -307,6 +311,7 @@ impl World {
     /// Ends a node's process without a word.
     pub(super) fn kill(&mut self, i: usize) {
         let now = self.now;
+        self.listen(i, BTreeSet::new());
         let sim = &mut self.nodes[i];
         sim.node = None;
         sim.shown = None;
@@ -446,7 +451,8 @@ impl World {
             Output::Close { conn, reason } => self.close(conn, reason.label()),
             Output::LinkUp { peer, .. } => self.join_overlay(i, peer),
             Output::LinkDown { .. } => {}
-            Output::Broadcast(beacon) => self.broadcast(i, &beacon),
+            Output::Broadcast(beacon, scopes) => self.broadcast(i, &beacon, &scopes),
+            Output::Listen(scopes) => self.listen(i, scopes),
             Output::Persist { ticket, records } => self.persist(i, ticket, &records),
             Output::Published { request, result } => match result {
                 Ok(published) => {
@@ -575,6 +581,7 @@ fn sim_node(
         indices,
         bootstrap,
         overlay,
+        listening: BTreeSet::new(),
         requests: 0,
     }
 }

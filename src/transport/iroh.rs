@@ -1,6 +1,6 @@
 //! The iroh adapter: QUIC with our own endpoint; no relay, no lookup, no public service is ever contacted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use crate::id::{FormationId, Keypair, NodeId};
 use crate::limits::Limits;
 use crate::messages::wire::{PREFIX, frame_length};
+use crate::proto::beacon::Scope;
 use crate::proto::link::{CloseReason, ConnId};
 use crate::transport::{Gate, MeshConnection, MeshTransport, Received, TransportError};
 
@@ -68,6 +69,14 @@ impl Registry {
 }
 
 enum GossipCommand {
+    Broadcast(Vec<Scope>, Bytes),
+    Listen(BTreeSet<Scope>),
+    Join(EndpointId),
+}
+
+/// What one topic is asked.
+#[derive(Clone)]
+enum TopicCommand {
     Broadcast(Bytes),
     Join(EndpointId),
 }
@@ -110,8 +119,9 @@ impl IrohTransport {
             .spawn();
         let (hearing, heard) = mpsc::channel(Limits::MAILBOX_DATA);
         let (commands, asked) = mpsc::channel(Limits::MAILBOX_DATA);
-        let topic = TopicId::from_bytes(*blake3::hash(&formation.0).as_bytes());
-        tokio::spawn(run_gossip(gossip, topic, gate.clone(), asked, hearing));
+        let (met, joined) = (BTreeSet::new(), BTreeMap::new());
+        let topics = Topics { gossip, formation, gate: gate.clone(), hearing, met, joined };
+        tokio::spawn(topics.run(asked));
         Ok(Arc::new(Self {
             me: key.id(),
             endpoint,
@@ -149,15 +159,67 @@ impl ProtocolHandler for Acceptor {
     }
 }
 
-/// The gossip topic of the formation, joined anew whenever the gate changes, as if the wires had been cut.
-async fn run_gossip(
+/// The topics of a node: one for each scope that it listens to.
+struct Topics {
+    gossip: Gossip,
+    formation: FormationId,
+    gate: Gate,
+    hearing: mpsc::Sender<Bytes>,
+    /// Peers met on links, where new topics begin.
+    met: BTreeSet<EndpointId>,
+    joined: BTreeMap<Scope, mpsc::Sender<TopicCommand>>,
+}
+
+impl Topics {
+    async fn run(mut self, mut asked: mpsc::Receiver<GossipCommand>) {
+        while let Some(command) = asked.recv().await {
+            match command {
+                GossipCommand::Broadcast(scopes, message) => {
+                    for topic in scopes.iter().filter_map(|scope| self.joined.get(scope)) {
+                        // Beacons are repeated; one that finds the queue full is dropped.
+                        let _ = topic.try_send(TopicCommand::Broadcast(message.clone()));
+                    }
+                }
+                GossipCommand::Join(peer) => {
+                    if self.met.len() >= 64 {
+                        self.met.pop_first();
+                    }
+                    self.met.insert(peer);
+                    for topic in self.joined.values() {
+                        let _ = topic.try_send(TopicCommand::Join(peer));
+                    }
+                }
+                GossipCommand::Listen(scopes) => self.listen(&scopes),
+            }
+        }
+    }
+
+    /// A topic ends when its sender is dropped.
+    fn listen(&mut self, scopes: &BTreeSet<Scope>) {
+        self.joined.retain(|scope, _| scopes.contains(scope));
+        for scope in scopes.iter().filter(|scope| !self.joined.contains_key(scope)).cloned().collect::<Vec<_>>() {
+            let (commands, asked) = mpsc::channel(Limits::MAILBOX_DATA);
+            let (gossip, gate, hearing) = (self.gossip.clone(), self.gate.clone(), self.hearing.clone());
+            let topic = topic_of(self.formation, &scope);
+            tokio::spawn(run_topic(gossip, topic, gate, self.met.clone(), asked, hearing));
+            self.joined.insert(scope, commands);
+        }
+    }
+}
+
+fn topic_of(formation: FormationId, scope: &Scope) -> TopicId {
+    TopicId::from_bytes(blake3::derive_key("tussock topic 1", format!("{:?} {scope:?}", formation.0).as_bytes()))
+}
+
+/// One gossip topic, joined anew whenever the gate changes, as if the wires had been cut.
+async fn run_topic(
     gossip: Gossip,
     topic: TopicId,
     gate: Gate,
-    mut asked: mpsc::Receiver<GossipCommand>,
+    mut met: BTreeSet<EndpointId>,
+    mut asked: mpsc::Receiver<TopicCommand>,
     hearing: mpsc::Sender<Bytes>,
 ) {
-    let mut met = BTreeSet::new();
     let mut changes = gate.changes();
     loop {
         let passing = |id: &EndpointId| !gate.blocks(&NodeId::from_bytes(*id.as_bytes()));
@@ -188,10 +250,10 @@ async fn run_gossip(
     }
 }
 
-async fn obey(command: GossipCommand, sender: &GossipSender, met: &mut BTreeSet<EndpointId>) {
+async fn obey(command: TopicCommand, sender: &GossipSender, met: &mut BTreeSet<EndpointId>) {
     let done = match command {
-        GossipCommand::Broadcast(message) => sender.broadcast(message).await,
-        GossipCommand::Join(peer) => {
+        TopicCommand::Broadcast(message) => sender.broadcast(message).await,
+        TopicCommand::Join(peer) => {
             if met.len() >= 64 {
                 met.pop_first();
             }
@@ -266,9 +328,15 @@ impl MeshTransport for IrohTransport {
         alive.iter().filter(|connection| connection.is_alive()).map(|c| c.clone() as Arc<dyn MeshConnection>).collect()
     }
 
-    fn broadcast(&self, message: Bytes) {
+    fn broadcast(&self, scopes: Vec<Scope>, message: Bytes) {
         // Beacons are repeated; one that finds the queue full is dropped.
-        let _ = self.gossip.try_send(GossipCommand::Broadcast(message));
+        let _ = self.gossip.try_send(GossipCommand::Broadcast(scopes, message));
+    }
+
+    fn listen(&self, scopes: BTreeSet<Scope>) {
+        if self.gossip.try_send(GossipCommand::Listen(scopes)).is_err() {
+            tracing::warn!("the gossip does not keep up: what is listened to was not changed");
+        }
     }
 
     fn heard(&self) -> BoxFuture<'_, Option<Bytes>> {

@@ -2,7 +2,7 @@
 //!
 //! It keeps to tokio's clock, so that whole nodes run deterministically under paused time. Public, for users' tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 #[expect(clippy::disallowed_types, reason = "the switchboard stands for wires, not for protocol state")]
@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::messages::wire::PREFIX;
+use crate::proto::beacon::Scope;
 use crate::proto::link::{CloseReason, ConnId};
 use crate::transport::{Gate, MeshConnection, MeshTransport, Received, TransportError};
 
@@ -63,6 +64,7 @@ struct State {
 struct Socket {
     accepting: mpsc::Sender<Arc<MemoryConnection>>,
     hearing: mpsc::Sender<Bytes>,
+    listening: watch::Sender<BTreeSet<Scope>>,
     gate: Gate,
     stopped: watch::Sender<bool>,
 }
@@ -78,7 +80,8 @@ impl Switchboard {
     pub fn plug_in(&self, me: NodeId) -> Arc<MemoryTransport> {
         let (accepting, accepted) = mpsc::channel(Limits::UNGREETED);
         let (hearing, heard) = mpsc::channel(Limits::MAILBOX_DATA);
-        let socket = Socket { accepting, hearing, gate: Gate::default(), stopped: watch::Sender::new(false) };
+        let (listening, gate) = (watch::Sender::new(BTreeSet::new()), Gate::default());
+        let socket = Socket { accepting, hearing, listening, gate, stopped: watch::Sender::new(false) };
         self.with(|state| state.sockets.insert(me, socket.clone()));
         Arc::new(MemoryTransport {
             me,
@@ -191,11 +194,12 @@ impl MeshTransport for MemoryTransport {
         alive.iter().filter(|connection| connection.is_alive()).map(|c| c.clone() as Arc<dyn MeshConnection>).collect()
     }
 
-    fn broadcast(&self, message: Bytes) {
+    fn broadcast(&self, scopes: Vec<Scope>, message: Bytes) {
         let others: Vec<_> = self.board.with(|state| state.sockets.clone()).into_iter().collect();
         for (peer, socket) in others {
             let blocked = self.socket.gate.blocks(&peer) || socket.gate.blocks(&self.me);
-            if peer == self.me || blocked || self.board.happens(self.board.wires.loss) {
+            let deaf = !scopes.iter().any(|scope| socket.listening.borrow().contains(scope));
+            if peer == self.me || blocked || deaf || self.board.happens(self.board.wires.loss) {
                 continue;
             }
             let (delay, message) = (self.board.delay(), message.clone());
@@ -205,6 +209,10 @@ impl MeshTransport for MemoryTransport {
                 let _ = socket.hearing.try_send(message);
             });
         }
+    }
+
+    fn listen(&self, scopes: BTreeSet<Scope>) {
+        self.socket.listening.send_replace(scopes);
     }
 
     fn heard(&self) -> BoxFuture<'_, Option<Bytes>> {

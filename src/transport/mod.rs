@@ -8,6 +8,7 @@ pub mod memory;
 pub use gate::Gate;
 pub use index::LinkIndex;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use futures_util::future::BoxFuture;
 
 use crate::id::NodeId;
 use crate::limits::Limits;
+use crate::proto::beacon::Scope;
 use crate::proto::link::{CloseReason, ConnId};
 
 /// Why the transport did not do what was asked.
@@ -86,8 +88,10 @@ pub trait MeshTransport: Send + Sync + 'static {
     fn accept(&self) -> BoxFuture<'_, Option<Arc<dyn MeshConnection>>>;
     /// Every connection that is not closed, for an actor that restarts.
     fn connections(&self) -> Vec<Arc<dyn MeshConnection>>;
-    /// Says something to every node of the formation that can hear; may be lost.
-    fn broadcast(&self, message: Bytes);
+    /// Says something to who listens to one of these scopes and can hear; may be lost.
+    fn broadcast(&self, scopes: Vec<Scope>, message: Bytes);
+    /// Listens to these scopes from now on, and to no others.
+    fn listen(&self, scopes: BTreeSet<Scope>);
     /// The next broadcast of another node; `None` when stopped. Cancel-safe.
     fn heard(&self) -> BoxFuture<'_, Option<Bytes>>;
     /// Brings the broadcast to a peer that was met.

@@ -1,23 +1,43 @@
 //! The beacon machine: speaks on its schedule, listens, and tells what it observes.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 
 use crate::id::{FormationId, NodeId};
+use crate::level::Level;
 use crate::limits::Limits;
+use crate::proto::beacon::scope::{self, Fineness, Scope};
 use crate::proto::beacon::trickle::Trickle;
-use crate::proto::beacon::{Beacon, Description, Neighbours, Observation, SelfPatch};
+use crate::proto::beacon::{Beacon, Description, Mobility, Neighbours, Observation, Seal, SelfPatch};
+use crate::proto::geo::GeoPoint;
 use crate::proto::topology::View;
-use crate::time::Time;
+use crate::time::{Time, earliest};
 
 /// How far a node moves before it says so: a share of the maximum distance of a link.
 const MOVED: f64 = 0.05;
 /// How often a moving node says so at most.
 const MOVE_GAP: Duration = Duration::from_secs(1);
+
+/// How often a node that nothing changes at speaks less, and how much longer its word holds.
+const STABLE: u32 = 3;
+/// How long nothing must have changed for that, in times to live.
+const SETTLED: u32 = 2;
+/// How long a node without a parent looks around before it calls out to the whole formation.
+const LONELY: Duration = Duration::from_secs(2);
+/// How often the size of the cell to speak in is thought over.
+const ADAPT: Duration = Duration::from_secs(5);
+/// Beacons that are spoken in the former cell as well, so that its listeners follow.
+const FOLLOW_ME: u8 = 3;
+/// How long news of where others speak is gathered.
+const RETUNE: Duration = Duration::from_millis(100);
+/// Who calls out is answered within this, unless so many others were heard to answer.
+const ANSWER: Duration = Duration::from_secs(1);
+const ANSWERS: u32 = 3;
 
 /// How a node beacons.
 #[derive(Clone, Debug)]
@@ -27,6 +47,7 @@ pub struct Settings {
     pub interval_min: Duration,
     pub interval_max: Duration,
     pub geohash_precision: usize,
+    pub top_level: Level,
     pub max_distance_m: f64,
     pub incarnation: u64,
     pub seed: u64,
@@ -52,8 +73,10 @@ pub enum Input {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Say it to all who can hear.
-    Broadcast(Arc<Beacon>),
+    /// Say it to who listens to these.
+    Broadcast(Arc<Beacon>, Vec<Scope>),
+    /// What to listen to from now on.
+    Listen(BTreeSet<Scope>),
     /// Say it on one link.
     SendTo(NodeId, Arc<Beacon>),
     Observed(Observation),
@@ -80,14 +103,27 @@ pub struct Machine {
     sequence: u64,
     trickle: Trickle,
     /// Where the node was when it last said so, and when.
-    said: (Option<crate::proto::geo::GeoPoint>, Time),
+    said: (Option<GeoPoint>, Time),
+    /// When something that others must know changed last.
+    changed: Time,
+    /// Since when there is no parent.
+    alone_since: Option<Time>,
+    fineness: Fineness,
+    adapt_at: Time,
+    /// Where the node spoke before, and for how many more beacons it does so still: its listeners must hear of the
+    /// change.
+    former: Option<(Vec<Scope>, u8)>,
+    listening: BTreeSet<Scope>,
+    retune_at: Option<Time>,
+    /// When somebody who called out is answered, and how many others have meanwhile.
+    answer: Option<(Time, u32)>,
     rng: Pcg32,
 }
 
 impl Machine {
     pub fn new(now: Time, settings: Settings, description: Description, view: Arc<View>) -> Self {
         let mut rng = Pcg32::seed_from_u64(settings.seed);
-        let trickle = Trickle::new(settings.interval_min, settings.interval_max, now, &mut rng);
+        let trickle = Trickle::new(settings.interval_min, now, &mut rng);
         let said = (description.position, now);
         Self {
             me: view.me,
@@ -98,6 +134,14 @@ impl Machine {
             sequence: now.as_micros(),
             trickle,
             said,
+            changed: now,
+            alone_since: Some(now),
+            fineness: Fineness::default(),
+            adapt_at: now + ADAPT,
+            former: None,
+            listening: BTreeSet::new(),
+            retune_at: Some(now),
+            answer: None,
             rng,
             settings,
         }
@@ -109,6 +153,9 @@ impl Machine {
         machine.sequence = machine.sequence.max(now.as_micros());
         machine.neighbours.forgive(now);
         machine.trickle.hasten(now, &mut machine.rng);
+        // Whoever listens for us may not have been told.
+        machine.listening = BTreeSet::new();
+        machine.retune_at = Some(now);
         machine
     }
 
@@ -124,9 +171,9 @@ impl Machine {
         match input {
             Input::Heard(beacon) => self.heard(now, beacon, effects),
             Input::Describe(patch) => self.describe(now, patch, effects),
-            Input::Placed(view) => self.placed(now, view),
+            Input::Placed(view) => self.placed(now, view, effects),
             Input::LinkUp(peer) => {
-                let beacon = self.next_beacon(self.ttl_s());
+                let beacon = self.next_beacon(self.ttl_s(now));
                 effects.push(Effect::SendTo(peer, beacon));
             }
             Input::Replay => self.replay(now, effects),
@@ -137,22 +184,119 @@ impl Machine {
             }
             Input::Leave => {
                 let goodbye = self.next_beacon(0);
-                effects.push(Effect::Broadcast(goodbye));
+                let scopes = self.scopes(now);
+                effects.push(Effect::Broadcast(goodbye, scopes));
             }
         }
     }
 
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if now >= self.adapt_at {
+            self.adapt(now);
+        }
+        if self.retune_at.is_some_and(|at| now >= at) {
+            self.retune(now, effects);
+        }
+        if let Some((_, answers)) = self.answer.take_if(|(at, _)| now >= *at)
+            && answers < ANSWERS
+        {
+            let beacon = self.next_beacon(self.ttl_s(now));
+            effects.push(Effect::Broadcast(beacon, vec![Scope::Formation]));
+        }
         if now >= self.trickle.due() {
-            let beacon = self.next_beacon(self.ttl_s());
-            self.said = (self.description.position, now);
-            effects.push(Effect::Broadcast(beacon));
-            self.trickle.sent(now, &mut self.rng);
+            self.speak(now, effects);
         }
     }
 
     pub fn deadline(&self) -> Option<Time> {
-        Some(self.trickle.due())
+        let answer = self.answer.map(|(at, _)| at);
+        let sooner = earliest(self.retune_at, answer);
+        earliest(sooner, Some(self.trickle.due().min(self.adapt_at)))
+    }
+
+    /// Says what there is to say to those whom it concerns. A leaf is known to its parent, which tells its siblings.
+    fn speak(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let beacon = self.next_beacon(self.ttl_s(now));
+        self.said = (self.description.position, now);
+        let scopes = self.scopes(now);
+        if !scopes.is_empty() {
+            effects.push(Effect::Broadcast(beacon.clone(), scopes));
+        }
+        if let Some(parent) = self.view.parent_id() {
+            effects.push(Effect::SendTo(parent, beacon));
+        }
+        self.former = self.former.take().filter(|(_, left)| *left > 1).map(|(scopes, left)| (scopes, left - 1));
+        let max = if self.is_stable(now) { self.settings.interval_max * STABLE } else { self.settings.interval_max };
+        self.trickle.sent(now, max, &mut self.rng);
+    }
+
+    /// Whether this node speaks to others than its parent.
+    fn is_leaf(&self) -> bool {
+        let view = &self.view;
+        view.parent.is_some() && view.effective_level == Level::PLATFORM && view.children.is_empty()
+    }
+
+    fn spoken(&self) -> Scope {
+        scope::spoken(self.view.effective_level, self.description.position, self.fineness)
+    }
+
+    fn scopes(&self, now: Time) -> Vec<Scope> {
+        let mut scopes = self.former.as_ref().map_or(Vec::new(), |(scopes, _)| scopes.clone());
+        if !self.is_leaf() {
+            scopes.push(self.spoken());
+        }
+        if self.alone_since.is_some_and(|since| now.since(since) >= LONELY) {
+            scopes.push(Scope::Formation);
+        }
+        scopes.sort_unstable();
+        scopes.dedup();
+        scopes
+    }
+
+    /// Others turn to a root, or wait for it: its word must not outlive it for long.
+    fn is_stable(&self, now: Time) -> bool {
+        self.view.parent.is_some()
+            && self.description.mobility != Mobility::Mobile
+            && now.since(self.changed) >= self.settings.ttl * SETTLED
+    }
+
+    /// Something that others must know is different.
+    fn changed(&mut self, now: Time) {
+        self.changed = now;
+        self.trickle.reset(now, &mut self.rng);
+    }
+
+    fn adapt(&mut self, now: Time) {
+        self.adapt_at = now + ADAPT;
+        let before = self.spoken();
+        let (level, here) = (self.view.effective_level, self.description.position);
+        if !self.is_leaf() && self.fineness.adapt(now, level, here, &self.neighbours) {
+            self.former = Some((vec![before], FOLLOW_ME));
+            self.retune_at = Some(now);
+            self.trickle.reset(now, &mut self.rng);
+        }
+    }
+
+    /// Listens to where those speak whom this node may need.
+    fn retune(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.retune_at = None;
+        let (view, own) = (&self.view, self.view.effective_level.0);
+        let takes_children = self.description.can_parent && view.free_slots > 0;
+        let lowest = match () {
+            () if self.is_leaf() => own + 1,
+            () if takes_children => own.saturating_sub(1),
+            () => own,
+        };
+        // Who acts above its level looks for those that could take over; who has a parent needs none above it.
+        let lowest = lowest.min(view.level.0 + 1);
+        let parent = view.path.waypoints.first().map(|parent| parent.effective_level.0);
+        let levels = lowest..=parent.unwrap_or(self.settings.top_level.0 + 1);
+        let mut scopes = scope::heard(now, levels, self.description.position, &self.neighbours);
+        scopes.extend(self.scopes(now));
+        if scopes != self.listening {
+            self.listening.clone_from(&scopes);
+            effects.push(Effect::Listen(scopes));
+        }
     }
 
     fn heard(&mut self, now: Time, beacon: Arc<Beacon>, effects: &mut Vec<Effect>) {
@@ -170,11 +314,56 @@ impl Machine {
         if located && !beacon.addresses.is_empty() {
             effects.push(Effect::Located(beacon.id, beacon.addresses.clone()));
         }
+        let (seen, changed) = match &observation {
+            Observation::Seen(_) => (true, true),
+            Observation::Renewed { changed, .. } => (false, *changed),
+            Observation::Expired(_) => (false, false),
+        };
         // Somebody new should not wait a whole interval to learn of us.
-        if matches!(observation, Observation::Seen(_)) {
+        if seen && !self.is_leaf() {
             self.trickle.hasten(now, &mut self.rng);
         }
+        if changed {
+            self.retune_at.get_or_insert(now + RETUNE);
+            self.answer_if_needed(now, &beacon);
+        }
+        // A stable child's word holds for three of its intervals: every second one is enough.
+        if changed || beacon.sequence.is_multiple_of(2) {
+            self.introduce(&beacon, effects);
+        }
         effects.push(Effect::Observed(observation));
+    }
+
+    /// Somebody below has no parent, and may not hear where this node speaks.
+    fn answer_if_needed(&mut self, now: Time, beacon: &Beacon) {
+        let own = self.view.effective_level;
+        if beacon.effective_level == own && beacon.free_slots > 0 {
+            self.answer = self.answer.map(|(at, answers)| (at, answers + 1));
+        }
+        let willing = self.description.can_parent && self.description.operational && self.view.free_slots > 0;
+        if !willing || beacon.parent.is_some() || beacon.effective_level >= own || self.answer.is_some() {
+            return;
+        }
+        let hears = match (self.description.position, beacon.point()) {
+            (Some(here), Some(there)) if here.distance_m(&there) > self.settings.max_distance_m => return,
+            (Some(here), Some(there)) => {
+                let bits = self.fineness.bits(own);
+                self.fineness.is_base() && there.cells_near(bits).contains(&here.cell(bits))
+            }
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        if !hears {
+            self.answer = Some((now + ANSWER.mul_f64(self.rng.random_range(0.0..1.0)), 0));
+        }
+    }
+
+    /// A parent passes on what its silent children say to their siblings.
+    fn introduce(&self, beacon: &Arc<Beacon>, effects: &mut Vec<Effect>) {
+        if beacon.cell_bits == 0 && self.view.children.contains_key(&beacon.id) {
+            let siblings = self.view.children.keys().filter(|sibling| **sibling != beacon.id);
+            effects.extend(siblings.map(|&sibling| Effect::SendTo(sibling, beacon.clone())));
+        }
     }
 
     fn describe(&mut self, now: Time, patch: SelfPatch, effects: &mut Vec<Effect>) {
@@ -183,14 +372,17 @@ impl Machine {
         if before == self.description {
             return;
         }
-        let (old, new) = (&before, &self.description);
+        let (old, new) = (&before, self.description.clone());
         if old.capabilities != new.capabilities
             || old.can_parent != new.can_parent
             || old.operational != new.operational
             || old.addresses != new.addresses
             || (self.has_moved() && now.since(self.said.1) >= MOVE_GAP)
         {
-            self.trickle.reset(now, &mut self.rng);
+            self.changed(now);
+        }
+        if old.position != new.position {
+            self.retune_at.get_or_insert(now + RETUNE);
         }
         effects.push(Effect::Described(self.description.clone()));
     }
@@ -206,11 +398,28 @@ impl Machine {
         }
     }
 
-    fn placed(&mut self, now: Time, view: Arc<View>) {
+    fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
+        let spoken = self.scopes(now);
+        let was_leaf = self.is_leaf();
         let old = std::mem::replace(&mut self.view, view);
-        let new = &self.view;
+        let new = self.view.clone();
+        let alone_since = self.alone_since.unwrap_or(now);
+        self.alone_since = new.parent.is_none().then_some(alone_since);
+        for newcomer in new.children.keys().filter(|child| !old.children.contains_key(child)) {
+            let siblings = new.children.keys().filter(|sibling| *sibling != newcomer);
+            let silent = siblings.filter_map(|sibling| self.neighbours.get(sibling)).filter(|n| n.is_fresh(now));
+            let silent = silent.filter(|n| n.beacon.cell_bits == 0);
+            effects.extend(silent.map(|n| Effect::SendTo(*newcomer, n.beacon.clone())));
+        }
+        if old.effective_level != new.effective_level {
+            self.fineness = Fineness::default();
+        }
+        if old.effective_level != new.effective_level || (self.is_leaf() && !was_leaf) {
+            self.former = Some((spoken, FOLLOW_ME));
+        }
+        self.retune_at.get_or_insert(now + RETUNE);
         if old.role != new.role || old.parent_id() != new.parent_id() || old.effective_level != new.effective_level {
-            self.trickle.reset(now, &mut self.rng);
+            self.changed(now);
         } else if old.root() != new.root() || old.rank() != new.rank() || (old.free_slots == 0) != (new.free_slots == 0)
         {
             self.trickle.hasten(now, &mut self.rng);
@@ -223,8 +432,10 @@ impl Machine {
         effects.push(Effect::Replayed(fresh.map(|(_, neighbour)| neighbour.beacon.clone()).collect()));
     }
 
-    fn ttl_s(&self) -> u16 {
-        u16::try_from(self.settings.ttl.as_secs()).unwrap_or(3600)
+    /// A stable node says that its word holds for longer.
+    fn ttl_s(&self, now: Time) -> u16 {
+        let ttl = if self.is_stable(now) { self.settings.ttl * STABLE } else { self.settings.ttl };
+        u16::try_from(ttl.as_secs()).unwrap_or(3600).min(3600)
     }
 
     fn next_beacon(&mut self, ttl_s: u16) -> Arc<Beacon> {
@@ -251,7 +462,12 @@ impl Machine {
             ttl_s,
             incarnation: self.settings.incarnation,
             sequence: self.sequence,
+            cell_bits: match self.description.position {
+                Some(_) if !self.is_leaf() => self.fineness.bits(view.effective_level),
+                _ => 0,
+            },
             addresses: own.addresses.clone(),
+            seal: Seal::default(),
         })
     }
 }
@@ -260,7 +476,6 @@ impl Machine {
 mod tests {
     use super::*;
     use crate::id::{Keypair, NodeName};
-    use crate::level::Level;
     use crate::proto::beacon::tests::sample;
     use crate::proto::topology::Tenure;
 
@@ -275,6 +490,7 @@ mod tests {
             interval_min: Duration::from_secs(1),
             interval_max: Duration::from_secs(10),
             geohash_precision: 7,
+            top_level: Level::COMPANY,
             max_distance_m: 10_000.0,
             incarnation: 1,
             seed: 1,
@@ -318,7 +534,7 @@ mod tests {
                 machine.tick(now, &mut effects);
             }
             for effect in effects {
-                let Effect::Broadcast(beacon) = effect else { continue };
+                let Effect::Broadcast(beacon, _) = effect else { continue };
                 sent += 1;
                 assert!(sequences.insert(beacon.sequence), "a number is used once");
             }
@@ -334,6 +550,6 @@ mod tests {
         step(&mut machine, Input::Describe(SelfPatch::Capabilities(vec![capability])));
         assert!(machine.deadline().unwrap() <= Time::ZERO + Duration::from_millis(50));
         let said = step(&mut machine, Input::Leave);
-        assert!(matches!(&said[..], [Effect::Broadcast(goodbye)] if goodbye.ttl_s == 0));
+        assert!(matches!(&said[..], [Effect::Broadcast(goodbye, _)] if goodbye.ttl_s == 0));
     }
 }

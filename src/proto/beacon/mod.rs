@@ -2,10 +2,12 @@
 
 mod machine;
 mod packed;
+mod scope;
 mod table;
 mod trickle;
 
 pub use machine::{Effect, Input, Machine, Settings};
+pub use scope::Scope;
 pub use table::{Neighbour, Neighbours, Observation, Vitality};
 
 use std::net::SocketAddr;
@@ -126,8 +128,28 @@ pub struct Beacon {
     pub ttl_s: u16,
     pub incarnation: u64,
     pub sequence: u64,
+    /// How fine the cell is in which it speaks, in bits of its geohash; 0 if it speaks in none.
+    pub cell_bits: u8,
     /// Where the node can be dialled. A hint: the connection proves the identity.
     pub addresses: Vec<SocketAddr>,
+    /// What it came with, so that it can be passed on.
+    pub seal: Seal,
+}
+
+/// The signature of a beacon that was heard. Two beacons that say the same are the same, sealed or not.
+#[derive(Clone, Default)]
+pub struct Seal(Option<Box<[u8; SIGNATURE_BYTES]>>);
+
+impl PartialEq for Seal {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Seal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "sealed" } else { "unsealed" })
+    }
 }
 
 impl Beacon {
@@ -148,6 +170,7 @@ impl Beacon {
             && self.capabilities.iter().all(named)
             && self.addresses.len() <= Limits::ADDRESSES
             && self.ttl_s <= 3600
+            && self.cell_bits <= 60
     }
 
     pub fn point(&self) -> Option<GeoPoint> {
@@ -159,12 +182,14 @@ impl Beacon {
         (self.incarnation, self.sequence)
     }
 
-    /// Version byte, body, signature over both.
+    /// Version byte, body, signature over both: the one it came with, or by `key` if it is new.
     pub fn sign(&self, key: &Keypair) -> Vec<u8> {
         let mut bytes = vec![VERSION];
         codec::encode_into(self, &mut bytes);
-        let signature = key.sign(&bytes);
-        bytes.extend_from_slice(&signature);
+        match &self.seal.0 {
+            Some(signature) => bytes.extend_from_slice(&signature[..]),
+            None => bytes.extend_from_slice(&key.sign(&bytes)),
+        }
         bytes
     }
 
@@ -178,11 +203,15 @@ impl Beacon {
         if version != VERSION {
             return Err(DecodeError::Version(version));
         }
-        let beacon: Self = codec::decode(body)?;
+        let mut beacon: Self = codec::decode(body)?;
         if !beacon.is_possible() {
             return Err(DecodeError::Range);
         }
-        if beacon.id.verifies(signed, signature) { Ok(beacon) } else { Err(DecodeError::Signature) }
+        if !beacon.id.verifies(signed, signature) {
+            return Err(DecodeError::Signature);
+        }
+        beacon.seal = Seal(Some(Box::new(*signature)));
+        Ok(beacon)
     }
 }
 
@@ -276,8 +305,17 @@ pub(crate) mod tests {
             ttl_s: 30,
             incarnation: 3,
             sequence: 1_000,
+            cell_bits: 23,
             addresses: Vec::new(),
+            seal: Seal::default(),
         }
+    }
+
+    #[test]
+    fn a_beacon_that_was_heard_is_passed_on_as_it_was_signed() {
+        let (key, other) = (Keypair::from_seed([7; 32]), Keypair::from_seed([6; 32]));
+        let heard = Beacon::verify(&sample(&key).sign(&key)).unwrap();
+        assert_eq!(Beacon::verify(&heard.sign(&other)), Ok(heard));
     }
 
     #[test]

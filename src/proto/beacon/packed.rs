@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{FormationId, NodeId, Prefix};
 use crate::level::Level;
-use crate::proto::beacon::{Beacon, Capability, Fix, Mobility, Resources};
+use crate::proto::beacon::{Beacon, Capability, Fix, Mobility, Resources, Seal};
 use crate::proto::election::Role;
 
 /// Stands for a percentage that is absent.
@@ -36,6 +36,7 @@ pub struct Packed {
     ttl_s: u16,
     incarnation: u64,
     sequence: u64,
+    cell_bits: u8,
     addresses: Vec<SocketAddr>,
 }
 
@@ -63,6 +64,7 @@ impl From<Beacon> for Packed {
             ttl_s: beacon.ttl_s,
             incarnation: beacon.incarnation,
             sequence: beacon.sequence,
+            cell_bits: beacon.cell_bits,
             addresses: beacon.addresses,
         }
     }
@@ -100,7 +102,9 @@ impl TryFrom<Packed> for Beacon {
             ttl_s: packed.ttl_s,
             incarnation: packed.incarnation,
             sequence: packed.sequence,
+            cell_bits: packed.cell_bits,
             addresses: packed.addresses,
+            seal: Seal::default(),
         })
     }
 }

@@ -146,6 +146,7 @@ fn says_the_same(a: &Beacon, b: &Beacon) -> bool {
         && a.resources == b.resources
         && a.capabilities == b.capabilities
         && a.position == b.position
+        && a.cell_bits == b.cell_bits
         && a.addresses == b.addresses
 }
 

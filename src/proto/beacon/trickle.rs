@@ -14,14 +14,13 @@ const SPREAD: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct Trickle {
     min: Duration,
-    max: Duration,
     interval: Duration,
     due: Time,
 }
 
 impl Trickle {
-    pub fn new(min: Duration, max: Duration, now: Time, rng: &mut Pcg32) -> Self {
-        let mut trickle = Self { min, max, interval: min, due: now };
+    pub fn new(min: Duration, now: Time, rng: &mut Pcg32) -> Self {
+        let mut trickle = Self { min, interval: min, due: now };
         trickle.reset(now, rng);
         trickle
     }
@@ -42,10 +41,11 @@ impl Trickle {
         self.due = self.due.min(soon);
     }
 
-    /// A beacon went out at `now`; the next one is due after the interval, with jitter, which then doubles.
-    pub fn sent(&mut self, now: Time, rng: &mut Pcg32) {
+    /// A beacon went out at `now`; the next one is due after the interval, with jitter, which then doubles up to `max`.
+    pub fn sent(&mut self, now: Time, max: Duration, rng: &mut Pcg32) {
+        self.interval = self.interval.min(max);
         self.due = now + self.interval.mul_f64(rng.random_range(0.75..1.0));
-        self.interval = (self.interval * 2).min(self.max);
+        self.interval *= 2;
     }
 
     fn due_within(&self, now: Time, within: Duration, rng: &mut Pcg32) -> Time {
@@ -62,11 +62,11 @@ mod tests {
     fn doubles_up_to_its_cap_and_starts_over_on_a_change() {
         let mut rng = Pcg32::seed_from_u64(3);
         let (min, max) = (Duration::from_secs(1), Duration::from_secs(10));
-        let mut trickle = Trickle::new(min, max, Time::ZERO, &mut rng);
+        let mut trickle = Trickle::new(min, Time::ZERO, &mut rng);
         let mut waits = Vec::new();
         for _ in 0..8 {
             let now = trickle.due();
-            trickle.sent(now, &mut rng);
+            trickle.sent(now, max, &mut rng);
             waits.push(trickle.due().since(now).as_secs_f64());
         }
         for (wait, cap) in waits.iter().zip([1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0, 10.0]) {

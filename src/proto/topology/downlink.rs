@@ -130,7 +130,8 @@ impl Machine {
         let (children, reserved) = (&self.downlink.children, &self.downlink.reserved);
         let others = children.keys().filter(|id| **id != peer).count();
         let kept = reserved.keys().filter(|id| **id != peer && !children.contains_key(id)).count();
-        let taken = if backup { others + kept } else { others };
+        // They are all claimed at once only if several parents die together.
+        let taken = if backup { others + kept / Limits::RESERVATIONS_PER_SLOT } else { others };
         if effective_level >= self.effective_level() {
             Some(Refusal::Level)
         } else if self.leaving || !own.can_parent || !own.operational {
@@ -170,7 +171,8 @@ impl Machine {
     /// A child is worth more than a reservation: the highest ids give way first.
     fn preempt_reservations(&mut self, effects: &mut Vec<Effect>) {
         let most = usize::from(self.settings.max_children);
-        while self.downlink.children.len() + self.downlink.reserved.len() > most {
+        let kept = |downlink: &Downlink| downlink.reserved.len().div_ceil(Limits::RESERVATIONS_PER_SLOT);
+        while self.downlink.children.len() + kept(&self.downlink) > most {
             let Some((peer, _)) = self.downlink.reserved.pop_last() else { return };
             effects.push(Effect::Send(peer, Frame::Dismiss { reason: Parting::Preempted, backup: true }));
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::id::NodeId;
 use crate::level::Level;
-use crate::proto::beacon::Beacon;
+use crate::proto::beacon::{Beacon, Neighbour, Vitality};
 use crate::proto::election::{self, Profile, Role};
 use crate::proto::event::Event;
 use crate::proto::strategy::Transition;
@@ -72,7 +72,8 @@ impl Machine {
         let level = self.effective_level();
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id.prefix());
         let is_peer = |beacon: &Beacon| beacon.effective_level == level && beacon.parent == parent;
-        let peers = self.neighbours.iter().filter(|(_, n)| is_peer(&n.beacon) && n.is_fresh(now));
+        let alive = |n: &Neighbour| n.vitality(now) == Vitality::Alive && !self.is_doubted(&n.beacon);
+        let peers = self.neighbours.iter().filter(|(_, n)| is_peer(&n.beacon) && alive(n));
         std::iter::once(self.profile()).chain(peers.map(|(_, n)| profile_of(&n.beacon))).collect()
     }
 

@@ -11,8 +11,9 @@ use crate::time::Time;
 
 /// How long an offer may go without an answer.
 const ANSWER: Duration = Duration::from_secs(3);
-/// How long a peer that did not accept is left alone.
-const REST: Duration = Duration::from_secs(30);
+/// How long a peer that did not accept is left alone: twice as long each time, for most have no room for good.
+const REST: Duration = Duration::from_secs(300);
+const LONGEST_REST: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bond {
@@ -20,11 +21,29 @@ enum Bond {
     Offered {
         until: Time,
         sent: bool,
+        times: u32,
     },
     Accepted,
+    /// It did not accept, so often by now.
     Resting {
         until: Time,
+        times: u32,
     },
+}
+
+impl Bond {
+    fn times(self) -> u32 {
+        match self {
+            Self::Offered { times, .. } | Self::Resting { times, .. } => times,
+            Self::Accepted => 0,
+        }
+    }
+}
+
+/// Left alone for longer each time.
+fn resting(now: Time, times: u32) -> Bond {
+    let wait = (REST * 2u32.pow(times.min(16))).min(LONGEST_REST);
+    Bond::Resting { until: now + wait, times: times + 1 }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -48,10 +67,13 @@ impl Laterals {
 impl Machine {
     /// Of two members the one with the lower id offers, one peer at a time, the nearest first.
     pub(super) fn choose_laterals(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        self.laterals.0.retain(|_, bond| !matches!(bond, Bond::Resting { until } if now >= *until));
+        let known = &self.neighbours;
+        self.laterals.0.retain(|id, bond| !matches!(bond, Bond::Resting { .. }) || known.get(id).is_some());
         for bond in self.laterals.0.values_mut() {
-            if matches!(bond, Bond::Offered { until, .. } if now >= *until) {
-                *bond = Bond::Resting { until: now + REST };
+            if let Bond::Offered { until, times, .. } = *bond
+                && now >= until
+            {
+                *bond = resting(now, times);
             }
         }
         let offering = self.laterals.0.iter().find(|(_, bond)| matches!(bond, Bond::Offered { .. }));
@@ -61,9 +83,11 @@ impl Machine {
             None => None,
         };
         let Some(peer) = peer else { return };
-        let fresh = Bond::Offered { until: now + ANSWER, sent: false };
         let linked = self.links.contains_key(&peer);
-        let bond = self.laterals.0.entry(peer).or_insert(fresh);
+        let bond = self.laterals.0.entry(peer).or_insert(Bond::Resting { until: now, times: 0 });
+        if let Bond::Resting { times, .. } = *bond {
+            *bond = Bond::Offered { until: now + ANSWER, sent: false, times };
+        }
         if let Bond::Offered { sent, .. } = bond
             && linked
             && !*sent
@@ -82,7 +106,11 @@ impl Machine {
                 && n.beacon.parent == parent
                 && **id > self.settings.me
                 && n.is_fresh(now)
-                && !self.laterals.0.contains_key(id)
+                && self
+                    .laterals
+                    .0
+                    .get(id)
+                    .is_none_or(|bond| matches!(bond, Bond::Resting { until, .. } if now >= *until))
         });
         let distance = |point: Option<crate::proto::geo::GeoPoint>| match (self.description.position, point) {
             (Some(here), Some(there)) => here.distance_m(&there),
@@ -121,7 +149,7 @@ impl Machine {
             (Lateral::Accept, _) => {}
             (Lateral::End, _) => {
                 self.lateral_gone(peer, effects);
-                self.laterals.0.insert(peer, Bond::Resting { until: now + REST });
+                self.laterals.0.insert(peer, resting(now, bond.map_or(0, Bond::times)));
             }
         }
     }
@@ -141,7 +169,7 @@ impl Machine {
 
     pub(super) fn lateral_unreachable(&mut self, now: Time, peer: NodeId) {
         if let Some(bond) = self.laterals.0.get_mut(&peer) {
-            *bond = Bond::Resting { until: now + REST };
+            *bond = resting(now, bond.times());
             self.touch();
         }
     }

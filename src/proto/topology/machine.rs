@@ -15,6 +15,7 @@ use crate::proto::beacon::{Beacon, Description, Neighbours, Observation};
 use crate::proto::budget::Backoff;
 use crate::proto::election::Role;
 use crate::proto::event::Event;
+use crate::proto::link::CloseReason;
 use crate::proto::selection::Weights;
 use crate::proto::strategy::HierarchyStrategy;
 use crate::proto::topology::command::Command;
@@ -108,6 +109,8 @@ pub struct Machine {
     /// Neighbours of this node's base level and above.
     pub(super) neighbours: Neighbours,
     pub(super) links: BTreeMap<NodeId, NodeName>,
+    /// Neighbours whose link died, with the beacon that they had sent by then: they may be dead, until they say more.
+    doubted: BTreeMap<NodeId, (u64, u64)>,
     pub(super) tenure: Tenure,
     pub(super) uplink: Uplink,
     pub(super) downlink: Downlink,
@@ -136,6 +139,7 @@ impl Machine {
             description,
             neighbours: Neighbours::default(),
             links: BTreeMap::new(),
+            doubted: BTreeMap::new(),
             tenure,
             // Attempts of a machine that starts cold within one process must be later than those before.
             uplink: Uplink::new(now, now.as_micros()),
@@ -285,6 +289,7 @@ impl Machine {
                 }
             }
             Observation::Expired(id) => {
+                self.doubted.remove(&id);
                 if self.neighbours.remove(&id) {
                     self.think_within(now, COALESCE);
                 }
@@ -292,8 +297,13 @@ impl Machine {
         }
     }
 
+    pub(super) fn is_doubted(&self, beacon: &Beacon) -> bool {
+        self.doubted.get(&beacon.id).is_some_and(|version| beacon.version() <= *version)
+    }
+
     fn link_up(&mut self, now: Time, peer: NodeId, name: NodeName, effects: &mut Vec<Effect>) {
         self.links.insert(peer, name);
+        self.doubted.remove(&peer);
         self.uplink.forgive(&peer);
         self.ask_if_linked(now, effects);
         self.think_within(now, COALESCE);
@@ -301,6 +311,11 @@ impl Machine {
 
     fn link_down(&mut self, now: Time, peer: NodeId, reason: &str, effects: &mut Vec<Effect>) {
         self.links.remove(&peer);
+        // A link that nobody needed says nothing of the peer.
+        let idle = reason.ends_with(CloseReason::Idle.label());
+        if let Some(neighbour) = self.neighbours.get(&peer).filter(|_| !idle) {
+            self.doubted.insert(peer, neighbour.beacon.version());
+        }
         self.child_gone(now, peer, reason, effects);
         self.lateral_gone(peer, effects);
         self.parent_gone(now, peer, reason, effects);

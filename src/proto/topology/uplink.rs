@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// How long the loss of a parent is a search for another, before nobody counts as found.
 const SEARCH: Duration = Duration::from_secs(3);
+/// How long a node that nobody keeps a slot for waits before it asks again: twice as long each time.
+const BACKUP_REST: Duration = Duration::from_secs(5);
+const LONGEST_BACKUP_REST: Duration = Duration::from_secs(600);
 /// How long a request may go without an answer before it is repeated.
 const ANSWER: Duration = Duration::from_millis(500);
 
@@ -71,6 +74,9 @@ pub(super) struct Uplink {
     pub path: Arc<Path>,
     pub attempt: Option<Attempt>,
     pub backup: Option<Backup>,
+    /// When a backup is looked for next, and how often in vain so far.
+    backup_at: Time,
+    backups_refused: u32,
     /// Since when there is no parent.
     pub unattached_since: Option<Time>,
     pub last_change: Option<LastChange>,
@@ -94,6 +100,8 @@ impl Uplink {
             attempt: None,
             backup: None,
             unattached_since: Some(now),
+            backup_at: now,
+            backups_refused: 0,
             last_change: None,
             decided_at: Time::ZERO,
             reason: "listening".into(),
@@ -408,6 +416,7 @@ impl Machine {
             match self.uplink.backup.as_mut().filter(|b| b.id == peer && b.serial == serial) {
                 Some(kept) => {
                     kept.accepted = true;
+                    self.uplink.backups_refused = 0;
                     self.touch();
                 }
                 None => effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved })),
@@ -457,6 +466,7 @@ impl Machine {
         self.uplink.parent = Some(ParentView { id: peer, tenure, serial, since: now });
         self.uplink.cooldowns.remove(&peer);
         (self.uplink.first_sight, self.uplink.unattached_since) = (None, None);
+        (self.uplink.backup_at, self.uplink.backups_refused) = (now, 0);
         if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
             self.uplink.backup = None;
         }
@@ -545,7 +555,8 @@ impl Machine {
 
     pub(super) fn choose_backup(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let Some(parent) = self.uplink.parent.as_ref() else { return };
-        if self.uplink.backup.is_some() || now.since(parent.since) < LISTEN || !self.settings.repair {
+        let waiting = now.since(parent.since) < LISTEN || now < self.uplink.backup_at;
+        if self.uplink.backup.is_some() || waiting || !self.settings.repair {
             return;
         }
         let best = self.ranking(now).into_iter().find(|rank| rank.id != parent.id);
@@ -560,6 +571,9 @@ impl Machine {
     fn drop_backup(&mut self, now: Time) {
         if let Some(backup) = self.uplink.backup.take() {
             self.rest(now, backup.id);
+            let wait = BACKUP_REST * 2u32.pow(self.uplink.backups_refused.min(10));
+            self.uplink.backup_at = now + if backup.accepted { Duration::ZERO } else { wait.min(LONGEST_BACKUP_REST) };
+            self.uplink.backups_refused += u32::from(!backup.accepted);
             self.touch();
         }
     }

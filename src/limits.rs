@@ -74,6 +74,9 @@ impl Limits {
     pub const LAST_SEQUENCE: u64 = 1 << 48;
     /// Distinct metrics in an account; values of further ones are left out, their samples still count.
     pub const ACCOUNT_METRICS: usize = 16_384;
+    /// Types of capability told apart in a summary, and what a host's own aggregator may make of its part.
+    pub const SKILLS: usize = 64;
+    pub const OPAQUE_BYTES: usize = 1_024;
     /// A line of telemetry on standard input.
     pub const LINE_BYTES: usize = 64 * 1024;
     /// Distinct metrics in one window: beyond, a unit is closed early, then refused.

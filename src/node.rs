@@ -36,6 +36,7 @@ use crate::proto::router;
 use crate::proto::router::{PublishError, Published};
 use crate::proto::sample::Telemetry;
 use crate::proto::strategy::HierarchyStrategy;
+use crate::proto::summary::Aggregator;
 use crate::proto::topology::{View, Why};
 use crate::storage::{DataDir, Journal, StorageError, identity};
 use crate::transport::iroh::IrohTransport;
@@ -86,6 +87,7 @@ pub struct NodeBuilder {
     invalid_name: Option<InvalidName>,
     seed: Option<u64>,
     strategy: Option<Arc<dyn HierarchyStrategy>>,
+    aggregator: Option<Arc<dyn Aggregator>>,
 }
 
 #[derive(Clone)]
@@ -170,9 +172,15 @@ impl NodeBuilder {
         self
     }
 
+    /// What merges the opaque part of node states on their way up; every node of the mesh has the same.
+    pub fn aggregator(mut self, aggregator: Arc<dyn Aggregator>) -> Self {
+        self.aggregator = Some(aggregator);
+        self
+    }
+
     /// Starts the supervisor and its actors. Dropping the future leaves nothing running.
     pub async fn spawn(self) -> Result<Node, SpawnError> {
-        let Self { config, key, board, incarnation, invalid_name, seed, strategy } = self;
+        let Self { config, key, board, incarnation, invalid_name, seed, strategy, aggregator } = self;
         if let Some(invalid) = invalid_name {
             return Err(invalid.into());
         }
@@ -213,6 +221,7 @@ impl NodeBuilder {
         account[8..].copy_from_slice(&account_high.to_le_bytes());
         let identity = Identity { id: key.id(), name, incarnation, account: AccountId(account), seed };
         let mut settings = config.settings(&identity);
+        settings.router.aggregator = aggregator;
         settings.topology.strategy = strategy.unwrap_or(settings.topology.strategy);
         settings.description.addresses = transport.addresses();
         settings.description.addresses.truncate(Limits::ADDRESSES);

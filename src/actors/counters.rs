@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Everything that is counted as dropped, by why.
-const DROPS: [&str; 41] = [
+const DROPS: [&str; 43] = [
     "own_beacon",
     "foreign_formation",
     "stale_beacon",
@@ -27,6 +27,8 @@ const DROPS: [&str; 41] = [
     "subtree_of_stranger",
     "fence_of_stranger",
     "impossible_unit",
+    "impossible_summary",
+    "bad_sample",
     "unknown_dictionary",
     "foreign_source",
     "unwanted_lateral",

@@ -118,6 +118,7 @@ impl Routing {
             commands_issued: self.machine.commands_issued(),
             commands_delivered: self.machine.delivered(),
             commands_duplicate: self.machine.duplicate_commands(),
+            summary: self.machine.summary().clone(),
         }
     }
 }

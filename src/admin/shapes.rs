@@ -15,6 +15,7 @@ use crate::node::{Node, NodeError};
 use crate::proto::beacon::Vitality;
 use crate::proto::packet::{Target, Verdict};
 use crate::proto::router::Outcome;
+use crate::proto::summary::Summary;
 use crate::proto::topology::{Standing, View};
 use crate::time::Time;
 
@@ -100,6 +101,7 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
             "counted_by_origin":
                 report.counted_by_origin.iter().map(|(id, n)| (id.to_string(), n)).collect::<BTreeMap<_, _>>(),
         },
+        "summary": summary(&report.summary),
         "commands": {
             "issued": report.commands_issued,
             "delivered": report.commands_delivered,
@@ -111,6 +113,26 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
         })),
         "dropped": node.dropped(),
     }))
+}
+
+/// How a node and everybody below it are.
+fn summary(summary: &Summary) -> Value {
+    let place = &summary.place;
+    let [nominal, degraded, critical, failed] = summary.conditions;
+    json!({
+        "members": summary.members,
+        "centroid": place.centroid(),
+        "radius_m": place.radius_m,
+        "bounds": place.bounds,
+        "health": {"nominal": nominal, "degraded": degraded, "critical": critical, "failed": failed},
+        "worst_health": summary.worst(),
+        "readiness": summary.readiness(),
+        "battery": summary.batteries.mean().map(|mean| json!({"mean": mean, "lowest": summary.batteries.lowest})),
+        "capabilities": summary.skills.iter().map(|(kind, skill)| (kind.clone(), json!({
+            "count": skill.count,
+            "best_confidence": f64::from(skill.best_percent) / 100.0,
+        }))).collect::<serde_json::Map<_, _>>(),
+    })
 }
 
 /// Why a node has the parent it has; another one is asked through the tree.

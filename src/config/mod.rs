@@ -151,6 +151,7 @@ impl Config {
                 window_count: self.telemetry.window_count,
                 outbox_bytes: self.telemetry.outbox_bytes,
                 when_full: self.telemetry.when_full,
+                aggregator: None,
                 seed: seed ^ 4,
             },
             description: self.description(),

@@ -17,6 +17,7 @@ use crate::proto::event::Event;
 use crate::proto::packet::{Order, Target};
 use crate::proto::router::{Counts, Outcome, PublishError, Published};
 use crate::proto::sample::Telemetry;
+use crate::proto::summary::Summary;
 use crate::proto::topology::Why;
 use crate::proto::{beacon, link, router, topology};
 use crate::transport::{MeshConnection, TransportError};
@@ -145,6 +146,8 @@ pub struct RouterReport {
     pub commands_issued: u64,
     pub commands_delivered: u64,
     pub commands_duplicate: u64,
+    /// This node and everybody below it.
+    pub summary: Summary,
 }
 
 pub enum DiscoveryMessage {

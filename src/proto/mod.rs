@@ -23,4 +23,5 @@ pub mod router;
 pub mod sample;
 pub mod selection;
 pub mod strategy;
+pub mod summary;
 pub mod topology;

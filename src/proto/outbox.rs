@@ -39,12 +39,15 @@ impl Offer {
         Source { origin: self.origin, journal: self.journal }
     }
 
+    /// Whether an offer from outside names possible samples; what is in them is looked at one by one.
     pub fn is_possible(&self) -> bool {
         let rising = self.samples.windows(2).all(|w| w[0].sequence < w[1].sequence);
-        let outside = |sample: &Arc<Sample>| !self.void.contains(sample.sequence);
+        let placed = |sample: &Arc<Sample>| {
+            (1..Limits::LAST_SEQUENCE).contains(&sample.sequence) && !self.void.contains(sample.sequence)
+        };
         self.samples.len() <= Limits::OFFER_SAMPLES
             && rising
-            && self.samples.iter().all(|sample| sample.is_possible() && outside(sample))
+            && self.samples.iter().all(placed)
             && self.void.is_valid(Limits::UNIT_SPANS)
     }
 }

@@ -9,6 +9,7 @@ use crate::limits::Limits;
 use crate::proto::account::{AccountId, Mark};
 use crate::proto::aggregate::{Provenance, WireUnit};
 use crate::proto::outbox::Offer;
+use crate::proto::summary::Summary;
 use crate::proto::topology::{Fence, Tenure, Why};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +165,8 @@ pub enum RouterFrame {
     Up { child: Tenure, parent: Tenure, number: u64, packet: DataPacket },
     /// Along the tree in any direction: commands and what is said to them.
     Along(DataPacket),
+    /// How the child and everybody below it are: a newer one replaces the older.
+    State { child: Tenure, parent: Tenure, summary: Box<Summary> },
     /// Upward packets were handled up to this number. Releases credit, nothing else.
     Receipt { number: u64 },
     /// What the root has committed.
@@ -191,6 +194,7 @@ impl RouterFrame {
                 Payload::Command(_) | Payload::Unit(_) => "command",
             },
             Self::Seen { .. } => "seen",
+            Self::State { .. } => "state",
             Self::Receipt { .. } => "receipt",
             Self::Marks(_) => "marks",
             Self::Split { .. } => "split",
@@ -205,7 +209,8 @@ impl RouterFrame {
             Self::Marks(marks) => marks.len() <= Limits::MARKS,
             Self::Split { have, .. } => have.is_possible(),
             Self::Seen { commands, .. } => commands.len() <= Limits::COMMANDS,
-            Self::Receipt { .. } | Self::Dictionary => true,
+            // A summary that cannot be true is set aside by the router; the link is not to blame.
+            Self::Receipt { .. } | Self::Dictionary | Self::State { .. } => true,
         }
     }
 }

@@ -33,6 +33,7 @@ pub struct Telemetry {
     pub(crate) position: Option<GeoPoint>,
     pub(crate) battery: Option<f64>,
     pub(crate) condition: Option<Condition>,
+    pub(crate) opaque: Option<Vec<u8>>,
     pub(crate) priority: Priority,
 }
 
@@ -53,6 +54,8 @@ pub enum InvalidTelemetry {
     TooLarge(String, f64),
     #[error("a battery's charge is between 0 and 1, this is {0}")]
     Battery(f64),
+    #[error("what is opaque has at most {max} bytes, this has {0}", max = Limits::OPAQUE_BYTES)]
+    Opaque(usize),
 }
 
 impl Telemetry {
@@ -81,6 +84,12 @@ impl Telemetry {
         self
     }
 
+    /// State that only the host's own aggregator understands, at most [`Limits::OPAQUE_BYTES`].
+    pub fn opaque(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.opaque = Some(bytes.into());
+        self
+    }
+
     pub fn priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
         self
@@ -88,8 +97,11 @@ impl Telemetry {
 
     pub fn check(&self) -> Result<(), InvalidTelemetry> {
         check_metrics(&self.metrics)?;
-        match self.battery {
-            Some(charge) if !(0.0..=1.0).contains(&charge) => Err(InvalidTelemetry::Battery(charge)),
+        if let Some(charge) = self.battery.filter(|charge| !(0.0..=1.0).contains(charge)) {
+            return Err(InvalidTelemetry::Battery(charge));
+        }
+        match self.opaque.as_ref().map(Vec::len) {
+            Some(length) if length > Limits::OPAQUE_BYTES => Err(InvalidTelemetry::Opaque(length)),
             _ => Ok(()),
         }
     }

@@ -8,9 +8,12 @@ use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tussock::actors::{HostActor, NodeExit};
 use tussock::proto::packet::Verdict;
-use tussock::{Target, Telemetry};
+use tussock::proto::sample::Condition;
+use tussock::proto::summary::Aggregator;
+use tussock::transport::memory::{Switchboard, Wires};
+use tussock::{GeoPoint, Level, Target, Telemetry};
 
-use crate::support::{SmallMesh, eventually};
+use crate::support::{SmallMesh, builder, eventually};
 
 #[tokio::test(start_paused = true)]
 async fn a_host_answers_commands_and_one_that_did_not_ask_refuses() {
@@ -132,4 +135,53 @@ async fn a_node_explains_itself_to_another() {
     assert_eq!(told.candidates.len(), own.candidates.len());
     let stranger = tussock::Keypair::from_seed([99; 32]).id();
     assert!(mesh.root.why(stranger).await.is_err());
+}
+
+/// Counts the bytes of all parts: the sum of what every node said.
+#[derive(Debug)]
+struct Sum;
+
+impl Aggregator for Sum {
+    fn merge(&self, parts: &[&[u8]]) -> Vec<u8> {
+        let numbers = parts.iter().filter_map(|part| <[u8; 4]>::try_from(*part).ok()).map(u32::from_le_bytes);
+        numbers.sum::<u32>().to_le_bytes().to_vec()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_root_knows_how_everybody_below_is() {
+    let board = Switchboard::new(34, Wires::default());
+    let spawn = async |n, name: &str, level| {
+        builder(n, name, level).aggregator(Arc::new(Sum)).memory(&board).spawn().await.unwrap()
+    };
+    let root = spawn(1, "root", Level::COMPANY).await;
+    let squad = spawn(2, "squad", Level::SQUAD).await;
+    let mut leaves = Vec::new();
+    for n in 3..6 {
+        leaves.push(spawn(n, &format!("leaf-{n}"), Level::PLATFORM).await);
+    }
+    let summary = async || root.router().report().await.unwrap().summary;
+    eventually("all are members", async || summary().await.members == 5).await;
+    for (leaf, lon) in leaves.iter().zip([179.99, -179.99, 180.0]) {
+        let position = GeoPoint::new(10.0, lon).unwrap();
+        let telemetry = Telemetry::new().metric("n", 1.0).position(position).battery(0.5).opaque(7u32.to_le_bytes());
+        leaf.publish(telemetry).await.unwrap();
+    }
+    eventually("all are located", async || summary().await.place.located == 3).await;
+    let centre = summary().await.place.centroid().unwrap();
+    assert!(centre.lon().abs() > 179.99, "{centre:?}");
+    eventually("what is opaque is merged by the host", async || {
+        summary().await.opaque.as_deref() == Some(&21u32.to_le_bytes()[..])
+    })
+    .await;
+    // The newest view of a node replaces the older one; a failed member is seen at the top.
+    leaves[0].publish(Telemetry::new().metric("n", 1.0).condition(Condition::Failed)).await.unwrap();
+    eventually("the failure is seen", async || summary().await.worst() == Condition::Failed).await;
+    leaves[0].publish(Telemetry::new().metric("n", 1.0).condition(Condition::Nominal)).await.unwrap();
+    eventually("it is well again", async || summary().await.worst() == Condition::Nominal).await;
+    assert_eq!(summary().await.conditions, [5, 0, 0, 0]);
+    // Who leaves is in it no more.
+    leaves[1].shutdown().await.unwrap();
+    eventually("one has left", async || summary().await.members == 4).await;
+    assert_eq!(squad.router().report().await.unwrap().summary.members, 3);
 }

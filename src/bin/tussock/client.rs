@@ -216,6 +216,12 @@ pub async fn status(args: &LookArgs, format: Format) -> Result<u8, Failure> {
             names(&d["laterals"]),
             word(&d["neighbours"])
         );
+        let s = &d["summary"];
+        text += &format!(
+            "below       {} nodes with this one, at worst {}\n",
+            word(&s["members"]),
+            word(&s["worst_health"])
+        );
         let t = &d["telemetry"];
         text += &format!(
             "samples     {} acknowledged, {} committed, {} waiting, {} counted here\n",

@@ -17,8 +17,10 @@ use crate::proto::event::Event;
 use crate::proto::outbox::WhenFull;
 use crate::proto::packet::{Command, DataPacket, Direction, Order, PacketType, Payload, RouterFrame, Target, Verdict};
 use crate::proto::router::commands::{Commands, Outcome};
+use crate::proto::router::state::States;
 use crate::proto::router::telemetry::{Counts, PublishError, Published, Telemetrist};
 use crate::proto::sample::Telemetry;
+use crate::proto::summary::Aggregator;
 use crate::proto::topology::{View, Why};
 use crate::time::{Time, earliest};
 
@@ -31,6 +33,8 @@ pub struct Settings {
     pub window_count: u64,
     pub outbox_bytes: usize,
     pub when_full: WhenFull,
+    /// What merges the opaque part of states, if the host brought it.
+    pub aggregator: Option<Arc<dyn Aggregator>>,
     pub seed: u64,
 }
 
@@ -120,6 +124,7 @@ pub struct Machine {
     pub(super) durable: Durable,
     pub(super) telemetry: Telemetrist,
     pub(super) commands: Commands,
+    pub(super) states: States,
     dedup: Dedup,
     pending: BTreeMap<u64, Pending>,
     tickets: u64,
@@ -153,6 +158,7 @@ impl Machine {
             durable,
             telemetry,
             commands: warm.map(|snapshot| snapshot.commands.clone()).unwrap_or_default(),
+            states: States::new(now),
             dedup: Dedup::default(),
             pending: BTreeMap::new(),
             // Tickets of a former incarnation may still be answered.
@@ -176,7 +182,7 @@ impl Machine {
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Placed(view) => self.placed(now, view, effects),
-            Input::Publish { request, telemetry } => self.publish(request, telemetry, effects),
+            Input::Publish { request, telemetry } => self.publish(now, request, telemetry, effects),
             Input::Rejected(reason) => self.rejected(reason, effects),
             Input::Issue { request, target, order, deadline, expires } => {
                 self.issue(now, request, target, order, deadline, expires, effects);
@@ -196,10 +202,11 @@ impl Machine {
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.tick_telemetry(now, effects);
         self.tick_commands(now, effects);
+        self.tick_state(now, effects);
     }
 
     pub fn deadline(&self) -> Option<Time> {
-        earliest(self.telemetry.deadline(), self.commands.deadline())
+        earliest(earliest(self.telemetry.deadline(), self.commands.deadline()), Some(self.states.due()))
     }
 
     /// Applies records here and asks for them to be kept; `then` happens once they are.
@@ -241,6 +248,9 @@ impl Machine {
                     return effects.push(Effect::Stale(from));
                 }
                 self.received_up(now, from, number, packet, effects);
+            }
+            RouterFrame::State { child, parent, summary } => {
+                self.state_below(now, from, (child, parent), *summary, effects);
             }
             RouterFrame::Along(packet) => self.along(now, from, packet, effects),
             RouterFrame::Receipt { number } if self.view.parent_id() == Some(from) => {

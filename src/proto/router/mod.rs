@@ -4,6 +4,7 @@ mod commands;
 mod held;
 mod machine;
 mod route;
+mod state;
 mod telemetry;
 
 pub use commands::{Outcome, Reply};

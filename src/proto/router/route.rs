@@ -86,7 +86,7 @@ fn reach(view: &View, target: &Target, from: Option<NodeId>) -> (bool, Vec<NodeI
         Target::Level(level) => (view.level == *level, everywhere(view, |below| below.level == *level)),
         Target::Capability(kind) => {
             let hash = capability_hash(kind);
-            let mine = view.capabilities.iter().any(|own| own == kind);
+            let mine = view.capabilities.iter().any(|own| own.kind == *kind);
             (mine, everywhere(view, |below| below.capabilities.contains(&hash)))
         }
         Target::Account(account) if view.own_account == Some(*account) => (true, Vec::new()),
@@ -123,6 +123,7 @@ mod tests {
     use super::*;
     use crate::id::{Keypair, NodeName};
     use crate::level::Level;
+    use crate::proto::beacon::Capability;
     use crate::proto::packet::{Command, Order, PacketType, Payload};
     use crate::proto::topology::{ChildView, ParentView, Path, Tenure, Waypoint};
     use crate::time::Time;
@@ -143,7 +144,7 @@ mod tests {
         view.children.extend([(id(3), child), (id(4), child)]);
         view.laterals.extend([id(6), id(7)]);
         view.role = Role::Leader;
-        view.capabilities = vec!["radar".into()].into();
+        view.capabilities = vec![Capability { kind: "radar".into(), confidence_percent: 90 }].into();
         let above = Waypoint { id: id(2), name: name.clone(), level: Level::PLATOON, effective_level: Level::PLATOON };
         view.path = Arc::new(Path { waypoints: vec![above], ..Path::default() });
         let below = Arc::make_mut(&mut view.descendants);

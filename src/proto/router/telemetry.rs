@@ -181,6 +181,7 @@ impl Machine {
             self.persist(vec![Record::Fence(fence)], Pending::Proceed, effects);
         }
         self.commands_placed(now, &before, effects);
+        self.state_placed(now, &before);
         let children = &self.view.children;
         self.telemetry.decoders.retain(|child, _| children.contains_key(child));
         self.telemetry.receipts.retain(|child, _| children.contains_key(child));
@@ -212,10 +213,11 @@ impl Machine {
         self.telemetry.progress_at = now;
     }
 
-    pub(super) fn publish(&mut self, request: RequestId, telemetry: Telemetry, effects: &mut Vec<Effect>) {
+    pub(super) fn publish(&mut self, now: Time, request: RequestId, telemetry: Telemetry, effects: &mut Vec<Effect>) {
         if let Err(invalid) = telemetry.check() {
             return self.reject(request, invalid.into(), effects);
         }
+        self.take_state(now, &telemetry);
         let outbox = &self.durable.outbox;
         let sequence = outbox.next_sequence();
         let sample = Arc::new(Sample { sequence, priority: telemetry.priority, metrics: telemetry.metrics });
@@ -349,7 +351,10 @@ impl Machine {
             return self.send_direct(packet, Some(from), effects);
         }
         match packet.payload {
-            Payload::Samples(offer) if offer.origin == packet.source => self.commit_offer(now, &offer, effects),
+            Payload::Samples(offer) if offer.origin == packet.source => {
+                let offer = self.without_bad_samples(&offer, effects);
+                self.commit_offer(now, &offer, effects);
+            }
             Payload::Marks(marks) => self.marked(now, marks, effects),
             _ => effects.push(Effect::Dropped("misplaced_payload")),
         }
@@ -411,6 +416,7 @@ impl Machine {
     }
 
     fn received_offer(&mut self, now: Time, offer: &Offer, effects: &mut Vec<Effect>) {
+        let offer = &self.without_bad_samples(offer, effects);
         if self.commits(offer.account) {
             self.commit_offer(now, offer, effects);
         } else {
@@ -418,6 +424,17 @@ impl Machine {
             self.telemetry.relay.fold_offer(now, offer);
             self.pump(now, effects);
         }
+    }
+
+    /// A bad sample never costs the batch: it is set aside, will not be counted anywhere, and is counted as dropped.
+    fn without_bad_samples(&self, offer: &Offer, effects: &mut Vec<Effect>) -> Offer {
+        let (good, bad): (Vec<_>, Vec<_>) = offer.samples.iter().cloned().partition(|sample| sample.is_possible());
+        let mut void = offer.void.clone();
+        for sample in bad {
+            effects.push(Effect::Dropped("bad_sample"));
+            void.insert(sample.sequence, sample.sequence);
+        }
+        Offer { samples: good, void, ..offer.clone() }
     }
 
     fn received_unit(&mut self, now: Time, from: NodeId, number: u64, unit: Arc<Unit>, effects: &mut Vec<Effect>) {

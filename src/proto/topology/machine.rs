@@ -182,9 +182,9 @@ impl Machine {
             }
             Input::Described(description) => {
                 let news = description.capabilities != self.description.capabilities;
+                self.dirty |= news || description.position != self.description.position;
                 self.description = description;
                 if news {
-                    self.dirty = true;
                     // Those above route by it.
                     self.confirm_parent(effects);
                 }
@@ -410,7 +410,8 @@ impl Machine {
             path: uplink.path.clone(),
             account,
             own_account: self.settings.account,
-            capabilities: self.description.capabilities.iter().map(|c| c.kind.clone()).collect(),
+            position: self.description.position,
+            capabilities: self.description.capabilities.clone().into(),
             fence: self.command.fence,
             partition: self.command.partition,
             backup: uplink.accepted_backup(),

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::id::{NodeId, NodeName};
 use crate::level::Level;
 use crate::proto::account::AccountId;
+use crate::proto::beacon::Capability;
 use crate::proto::election::Role;
+use crate::proto::geo::GeoPoint;
 use crate::proto::topology::{Fence, Path, Tenure, Waypoint};
 use crate::time::Time;
 
@@ -91,8 +93,8 @@ pub struct View {
     pub account: Option<AccountId>,
     /// This node's own account, root or not.
     pub own_account: Option<AccountId>,
-    /// The types of this node's capabilities.
-    pub capabilities: Arc<[String]>,
+    pub position: Option<GeoPoint>,
+    pub capabilities: Arc<[Capability]>,
     /// The term of command.
     pub fence: Option<Fence>,
     pub partition: Option<Partition>,
@@ -129,6 +131,7 @@ impl View {
             path: Arc::default(),
             account: None,
             own_account: None,
+            position: None,
             capabilities: Arc::default(),
             fence: None,
             partition: None,

@@ -17,7 +17,7 @@ use tussock::proto::router::decide;
 use tussock::proto::topology::{ChildView, Descendant, Tenure, View};
 use tussock::time::Time;
 use tussock::transport::memory::{Switchboard, Wires};
-use tussock::{Event, Failing, Keypair, Level, Node, NodeId, Subsystem, Target};
+use tussock::{Event, Failing, GeoPoint, Keypair, Level, Node, NodeId, Subsystem, Target};
 
 /// Counts what it gets.
 struct Counting<M>(Arc<AtomicU64>, std::marker::PhantomData<fn() -> M>);
@@ -184,6 +184,16 @@ fn beacon(n: u32, sequence: u64) -> Arc<Beacon> {
 
 fn beacons(c: &mut Criterion) {
     const NEIGHBOURS: u32 = 10_000;
+    c.bench_function("beacon: neighbours within 1 km, of 10,000 in 50 km", |b| {
+        let (mut table, here) = (Neighbours::default(), GeoPoint::new(37.77, -122.41).unwrap());
+        for n in 0..NEIGHBOURS {
+            // A spiral that fills the disc evenly.
+            let (share, turn) = (f64::from(n) / f64::from(NEIGHBOURS), f64::from(n) * 2.4);
+            let position = here.offset(25_000.0 * share.sqrt(), turn % std::f64::consts::TAU).into();
+            table.observe(Time::ZERO, Arc::new(Beacon { position: Some(position), ..(*beacon(n, 1)).clone() }));
+        }
+        b.iter(|| black_box(table.nearby(Time::ZERO, &here, 1_000.0).len()));
+    });
     c.bench_function("beacon: observed among 10,000 neighbours", |b| {
         b.iter_custom(|n| {
             let mut table = Neighbours::default();

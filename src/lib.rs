@@ -10,6 +10,7 @@ pub mod id;
 pub mod level;
 pub mod limits;
 pub mod messages;
+pub mod metrics;
 pub mod node;
 pub mod proto;
 #[cfg(feature = "cli")]

@@ -117,6 +117,8 @@ impl Limits {
     pub const EVENTS: usize = 1_024;
     /// Events shown to who did not follow.
     pub const EVENT_HISTORY: usize = 100;
+    /// Counters of a host's own.
+    pub const OWN_METRICS: usize = 256;
     /// How long one message may be handled before its actor counts as frozen.
     pub const HANDLER_DEADLINE: Duration = Duration::from_secs(5);
     /// Crashes granted within [`Self::RESTART_WINDOW`]; the next one escalates.

@@ -26,6 +26,7 @@ use crate::id::{InvalidName, Keypair, NodeId, NodeName};
 use crate::level::Level;
 use crate::limits::Limits;
 use crate::messages::{EventRecord, Failing, RouterMessage, Subsystem};
+use crate::metrics::{MemoryMetrics, MetricsCollector};
 use crate::proto::account::AccountId;
 use crate::proto::durable::Durable;
 use crate::proto::event::Event;
@@ -88,6 +89,7 @@ pub struct NodeBuilder {
     seed: Option<u64>,
     strategy: Option<Arc<dyn HierarchyStrategy>>,
     aggregator: Option<Arc<dyn Aggregator>>,
+    metrics: Option<Arc<dyn MetricsCollector>>,
 }
 
 #[derive(Clone)]
@@ -178,9 +180,15 @@ impl NodeBuilder {
         self
     }
 
+    /// Where the runtime's measurements go, instead of into memory.
+    pub fn metrics(mut self, collector: Arc<dyn MetricsCollector>) -> Self {
+        self.metrics = Some(collector);
+        self
+    }
+
     /// Starts the supervisor and its actors. Dropping the future leaves nothing running.
     pub async fn spawn(self) -> Result<Node, SpawnError> {
-        let Self { config, key, board, incarnation, invalid_name, seed, strategy, aggregator } = self;
+        let Self { config, key, board, incarnation, invalid_name, seed, strategy, aggregator, metrics } = self;
         if let Some(invalid) = invalid_name {
             return Err(invalid.into());
         }
@@ -227,7 +235,8 @@ impl NodeBuilder {
         settings.description.addresses.truncate(Limits::ADDRESSES);
         let durable = Durable::new(journal, settings.topology.account);
         settings.topology.fence = durable.fence;
-        let context = Context::new(settings, Arc::new(config), key, transport, Journal::in_memory(durable));
+        let metrics = metrics.unwrap_or_else(|| Arc::new(MemoryMetrics::default()));
+        let context = Context::new(settings, Arc::new(config), key, transport, Journal::in_memory(durable), metrics);
         let (ended, degraded) = (watch::Sender::new(None), watch::Sender::new(Vec::new()));
         let arguments = (context.clone(), ended.clone(), degraded.clone());
         let spawned = Actor::spawn(None, NodeSupervisor, arguments).await;
@@ -415,7 +424,7 @@ impl Node {
     }
 
     pub fn metrics(&self) -> MetricsHandle<'_> {
-        MetricsHandle(&self.inner.context)
+        MetricsHandle(self)
     }
 
     pub fn janitor(&self) -> JanitorHandle<'_> {

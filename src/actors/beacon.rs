@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
-use crate::messages::BeaconMessage;
+use crate::messages::{BeaconMessage, Subsystem};
 use crate::proto::beacon::{Effect, Machine};
 use crate::proto::node::after_beacon;
 use crate::time::Time;
@@ -21,6 +21,7 @@ pub struct Beaconing {
 
 impl Subject for Beaconing {
     type Message = BeaconMessage;
+    const SUBSYSTEM: Subsystem = Subsystem::Beacon;
 
     async fn start(context: &Context, _me: &ActorCell, warm: bool) -> Result<Self, String> {
         let (now, kept) = (context.now(), context.snapshots().beacon.clone());
@@ -48,6 +49,10 @@ impl Subject for Beaconing {
                 self.follow(effects);
             }
             BeaconMessage::Description(reply) => drop(reply.send(self.machine.description().clone())),
+            BeaconMessage::Nearby { point, metres, reply } => {
+                let near = self.machine.neighbours().nearby(now, &point, metres);
+                drop(reply.send(near.into_iter().map(|(distance, n)| (distance, n.beacon.clone())).collect()));
+            }
             BeaconMessage::Neighbours(reply) => drop(reply.send(self.machine.neighbours().clone())),
         }
     }

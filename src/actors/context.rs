@@ -17,6 +17,7 @@ use crate::messages::{
     BeaconMessage, DiscoveryMessage, EventRecord, HostCommand, JanitorMessage, MetricsMessage, RouterMessage,
     Subsystem, TopologyMessage, TransportMessage,
 };
+use crate::metrics::MetricsCollector;
 use crate::proto::event::Event;
 use crate::proto::frame::Frame;
 use crate::proto::node::{Input, Output, Settings, Step};
@@ -48,6 +49,7 @@ pub struct Context {
     pub transport: Arc<dyn MeshTransport>,
     pub links: LinkIndex,
     pub counters: Arc<Counters>,
+    pub metrics: Arc<dyn MetricsCollector>,
     pub journal: Journal,
     pub view: watch::Sender<Arc<View>>,
     pub events: broadcast::Sender<EventRecord>,
@@ -76,6 +78,7 @@ impl Context {
         key: Keypair,
         transport: Arc<dyn MeshTransport>,
         journal: Journal,
+        metrics: Arc<dyn MetricsCollector>,
     ) -> Self {
         Self {
             addresses: Addresses::default(),
@@ -86,6 +89,7 @@ impl Context {
             transport,
             links: LinkIndex::default(),
             counters: Arc::default(),
+            metrics,
             journal,
             events: broadcast::Sender::new(Limits::EVENTS),
             host: watch::Sender::new(None),
@@ -126,6 +130,7 @@ impl Context {
 
     /// Tells hosts, and who keeps the history.
     pub fn event(&self, event: Event) {
+        self.metrics.event(self.now(), &event);
         let seq = self.event_seq.fetch_add(1, Ordering::Relaxed) + 1;
         let record = EventRecord { seq, at: jiff::Timestamp::now(), event };
         self.noted(Subsystem::Metrics, self.addresses.metrics.tell(MetricsMessage::Event(record.clone())));

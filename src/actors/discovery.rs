@@ -8,7 +8,7 @@ use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
 use crate::config::StaticPeer;
-use crate::messages::{DiscoveryMessage, TransportMessage};
+use crate::messages::{DiscoveryMessage, Subsystem, TransportMessage};
 use crate::proto::beacon::{self, SelfPatch};
 use crate::proto::node::Input;
 use crate::time::Time;
@@ -24,6 +24,7 @@ pub struct Discovery {
 
 impl Subject for Discovery {
     type Message = DiscoveryMessage;
+    const SUBSYSTEM: Subsystem = Subsystem::Discovery;
 
     async fn start(context: &Context, _me: &ActorCell, _warm: bool) -> Result<Self, String> {
         let mut peers = context.config.discovery.fixed.peers.clone();

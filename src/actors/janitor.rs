@@ -7,7 +7,7 @@ use ractor::ActorCell;
 use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
-use crate::messages::JanitorMessage;
+use crate::messages::{JanitorMessage, Subsystem};
 use crate::proto::node::Input;
 use crate::proto::{beacon, router};
 use crate::time::Time;
@@ -21,6 +21,7 @@ pub struct Janitor {
 
 impl Subject for Janitor {
     type Message = JanitorMessage;
+    const SUBSYSTEM: Subsystem = Subsystem::Janitor;
 
     async fn start(context: &Context, _me: &ActorCell, _warm: bool) -> Result<Self, String> {
         Ok(Self { context: context.clone(), round_at: context.now() + ROUND })

@@ -8,7 +8,7 @@ use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
 use crate::limits::Limits;
-use crate::messages::{EventRecord, MetricsMessage};
+use crate::messages::{EventRecord, MetricsMessage, Subsystem};
 use crate::time::Time;
 
 pub struct Metrics {
@@ -17,6 +17,7 @@ pub struct Metrics {
 
 impl Subject for Metrics {
     type Message = MetricsMessage;
+    const SUBSYSTEM: Subsystem = Subsystem::Metrics;
 
     async fn start(_context: &Context, _me: &ActorCell, _warm: bool) -> Result<Self, String> {
         Ok(Self { history: VecDeque::with_capacity(Limits::EVENT_HISTORY) })

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
-use crate::messages::{HostCommand, Reply, RouterMessage, RouterReport};
+use crate::messages::{HostCommand, Reply, RouterMessage, RouterReport, Subsystem};
 use crate::proto::event::Event;
 use crate::proto::node::{Output, after_router};
 use crate::proto::packet::{Command, Order, Verdict};
@@ -32,6 +32,7 @@ pub struct Routing {
 
 impl Subject for Routing {
     type Message = RouterMessage;
+    const SUBSYSTEM: Subsystem = Subsystem::Router;
 
     async fn start(context: &Context, _me: &ActorCell, warm: bool) -> Result<Self, String> {
         let (now, kept) = (context.now(), context.snapshots().router.clone());

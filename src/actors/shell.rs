@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::task::JoinHandle;
@@ -10,7 +10,7 @@ use tokio::time::sleep_until;
 
 use crate::actors::address::{Address, Envelope};
 use crate::actors::context::Context;
-use crate::messages::Failing;
+use crate::messages::{Failing, Subsystem};
 use crate::time::Time;
 
 /// How often a snapshot is kept at most, unless a decision demands it.
@@ -27,6 +27,7 @@ pub enum Letter<M> {
 /// What a shell runs.
 pub trait Subject: Sized + Send + 'static {
     type Message: Send + 'static;
+    const SUBSYSTEM: Subsystem;
 
     /// Builds the subject: from its snapshot if `warm`, else from nothing. `me` supervises what it spawns.
     fn start(context: &Context, me: &ActorCell, warm: bool) -> impl Future<Output = Result<Self, String>> + Send;
@@ -116,7 +117,7 @@ impl<S: Subject> Actor for Shell<S> {
         envelope: Self::Msg,
         state: &mut State<S>,
     ) -> Result<(), ActorProcessingErr> {
-        let now = state.context.now();
+        let (now, began) = (state.context.now(), Instant::now());
         state.pulse.busy_since.store(now.as_micros() + 1, Ordering::Relaxed);
         match envelope.letter {
             Letter::Do(message) => state.subject.handle(now, message),
@@ -128,6 +129,7 @@ impl<S: Subject> Actor for Shell<S> {
             Letter::Fail(Failing::Error) => return Err(Failed("asked to fail").into()),
             Letter::Fail(Failing::Freeze) => std::future::pending::<()>().await,
         }
+        state.context.metrics.decided(S::SUBSYSTEM, began.elapsed());
         after(state, now);
         Ok(())
     }

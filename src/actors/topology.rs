@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
-use crate::messages::TopologyMessage;
+use crate::messages::{Subsystem, TopologyMessage};
 use crate::proto::node::after_topology;
 use crate::proto::topology::{Effect, Machine, Settings};
 use crate::time::Time;
@@ -22,6 +22,7 @@ pub struct Topology {
 
 impl Subject for Topology {
     type Message = TopologyMessage;
+    const SUBSYSTEM: Subsystem = Subsystem::Topology;
 
     async fn start(context: &Context, _me: &ActorCell, warm: bool) -> Result<Self, String> {
         let (now, kept) = (context.now(), context.snapshots().topology.clone());

@@ -12,7 +12,7 @@ use crate::actors::context::Context;
 use crate::actors::link::LinkActor;
 use crate::actors::shell::Subject;
 use crate::messages::wire::encode_beat;
-use crate::messages::{BeaconMessage, Links, TransportMessage};
+use crate::messages::{BeaconMessage, Links, Subsystem, TransportMessage};
 use crate::proto::beacon::{self, Beacon};
 use crate::proto::link::{CloseReason, ConnId, Effect, Input, Machine};
 use crate::proto::node::{Output, after_links};
@@ -38,6 +38,7 @@ impl Drop for Transport {
 
 impl Subject for Transport {
     type Message = TransportMessage;
+    const SUBSYSTEM: Subsystem = Subsystem::Transport;
 
     async fn start(context: &Context, me: &ActorCell, warm: bool) -> Result<Self, String> {
         let (now, kept) = (context.now(), context.snapshots().transport.clone());

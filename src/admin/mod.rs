@@ -22,6 +22,7 @@ pub enum Request {
     Members,
     Topology,
     Actors,
+    Metrics,
     Restart {
         actor: String,
         panic: bool,

@@ -78,6 +78,10 @@ async fn answer(node: &Node, socket: &Path, request: Request) -> Result<Value, R
         Request::Members => shapes::members(node).await,
         Request::Topology => shapes::topology(node).await,
         Request::Actors => shapes::actors(node).await,
+        Request::Metrics => {
+            let snapshot = node.metrics().snapshot().await.map_err(|error| shapes::busy(&error))?;
+            Ok(json!({"openmetrics": snapshot.openmetrics(), "snapshot": snapshot}))
+        }
         Request::Restart { actor, panic } => restart(node, &actor, panic).await,
         Request::Publish { metrics } => shapes::publish(node, metrics).await,
         Request::Command { target, text, deadline_s, expires_s } => {

@@ -12,8 +12,9 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::id::{NodeId, NodeName};
-use crate::proto::beacon::{Description, Neighbours};
+use crate::proto::beacon::{Beacon, Description, Neighbours};
 use crate::proto::event::Event;
+use crate::proto::geo::GeoPoint;
 use crate::proto::packet::{Order, Target};
 use crate::proto::router::{Counts, Outcome, PublishError, Published};
 use crate::proto::sample::Telemetry;
@@ -99,6 +100,7 @@ pub struct Links {
 pub enum BeaconMessage {
     Input(beacon::Input),
     Neighbours(Reply<Neighbours>),
+    Nearby { point: GeoPoint, metres: f64, reply: Reply<Vec<(f64, Arc<Beacon>)>> },
     Description(Reply<Arc<Description>>),
 }
 

@@ -3,16 +3,20 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use crate::actors::{AskError, Context};
+use crate::actors::{ActorReport, AskError, Context};
 use crate::id::NodeId;
 use crate::messages::{
     BeaconMessage, DiscoveryMessage, EventRecord, JanitorMessage, Links, MetricsMessage, RouterMessage, RouterReport,
     TopologyMessage, TransportMessage,
 };
-use crate::proto::beacon::{Description, Neighbours, SelfPatch};
+use crate::metrics::{self, Handling, Snapshot};
+use crate::node::{Node, NodeError};
+use crate::proto::beacon::{Beacon, Description, Neighbours, SelfPatch};
+use crate::proto::geo::GeoPoint;
 use crate::proto::node::Input;
 use crate::proto::router::Outcome;
 use crate::proto::topology::Why;
@@ -36,6 +40,11 @@ impl BeaconHandle<'_> {
     /// The neighbours heard, with their age on this node's clock.
     pub async fn neighbours(&self) -> Result<Neighbours, AskError> {
         self.0.addresses.beacon.ask(BeaconMessage::Neighbours).await
+    }
+
+    /// The neighbours within so many metres of a point, the nearest first.
+    pub async fn nearby(&self, point: GeoPoint, metres: f64) -> Result<Vec<(f64, Arc<Beacon>)>, AskError> {
+        self.0.addresses.beacon.ask(|reply| BeaconMessage::Nearby { point, metres, reply }).await
     }
 
     /// This node's clock, by which ages are judged.
@@ -120,12 +129,76 @@ impl DiscoveryHandle<'_> {
 }
 
 /// The metrics subsystem, for host code.
-pub struct MetricsHandle<'n>(pub(super) &'n Context);
+pub struct MetricsHandle<'n>(pub(super) &'n Node);
 
 impl MetricsHandle<'_> {
     /// The recent events.
     pub async fn history(&self) -> Result<Vec<EventRecord>, AskError> {
-        self.0.addresses.metrics.ask(MetricsMessage::History).await
+        self.0.inner.context.addresses.metrics.ask(MetricsMessage::History).await
+    }
+
+    /// Counts something of the host's own.
+    pub fn count(&self, name: &str, by: u64) {
+        self.0.inner.context.metrics.count(name, by);
+    }
+
+    /// How the node is doing in numbers. What a collector that keeps nothing would know is empty.
+    pub async fn snapshot(&self) -> Result<Snapshot, NodeError> {
+        let (node, context) = (self.0, &self.0.inner.context);
+        let report = node.router().report().await?;
+        let links = node.transport().links().await?;
+        let actors = node.actors().await?;
+        let counts = context.metrics.counts().unwrap_or_default();
+        let (now, view, levels) = (context.now(), node.view(), &node.config().topology.levels);
+        let of_kind = |kind| counts.events.get(kind).copied().unwrap_or(0);
+        let handling = |report: &ActorReport| {
+            let timings = counts.decisions.get(&report.actor);
+            let quantile = |share| timings.and_then(|t| t.quantile(share)).map(|took| took.as_secs_f64());
+            let mailbox = report.mailbox.control + report.mailbox.data;
+            let (handled, restarts) = (report.handled, report.restarts);
+            let (decision_p50_s, decision_p99_s) = (quantile(0.5), quantile(0.99));
+            (report.actor.label(), Handling { handled, decision_p50_s, decision_p99_s, mailbox, restarts })
+        };
+        Ok(Snapshot {
+            node: node.name().to_string(),
+            uptime_s: node.uptime().as_secs_f64(),
+            topology: metrics::Topology {
+                parent: view.parent_id().map(|id| id.to_string()),
+                children: view.children.len(),
+                laterals: view.laterals.len(),
+                level: levels.label(view.level),
+                effective_level: levels.label(view.effective_level),
+                role: view.role,
+                rank: view.rank(),
+            },
+            connections: metrics::Connections {
+                parent_connected: view.parent_id().is_some_and(|parent| links.up.contains_key(&parent)),
+                parent_uptime_s: view.parent.as_ref().map(|parent| now.since(parent.since).as_secs_f64()),
+                links_up: links.up.len(),
+                dials: links.dialling,
+                frames_sent: context.counters.frames_sent.load(Ordering::Relaxed),
+                bytes_sent: context.counters.bytes_sent.load(Ordering::Relaxed),
+            },
+            failover: metrics::Failover {
+                parent_changes: of_kind("peer_changed"),
+                last_detection_ago_s: counts.last_detection.map(|at| now.since(at).as_secs_f64()),
+                last_attachment_s: counts.last_attachment.map(|took| took.as_secs_f64()),
+                false_failovers: counts.false_failovers,
+                reoffered_samples: report.counts.reoffered,
+                journal_depth: report.outbox_depth,
+                journal_bytes: report.outbox_bytes,
+            },
+            performance: metrics::Performance {
+                published: report.counts.acknowledged,
+                forwarded: report.counts.forwarded,
+                committed: report.counts.committed,
+                evicted: report.counts.evicted,
+                subsystems: actors.iter().map(handling).collect(),
+            },
+            events: counts.events.clone(),
+            dropped: node.dropped(),
+            own: counts.own.clone(),
+        })
     }
 }
 

@@ -95,6 +95,19 @@ impl Cell {
         self.bits
     }
 
+    pub fn column(&self) -> u32 {
+        self.column
+    }
+
+    pub fn row(&self) -> u32 {
+        self.row
+    }
+
+    /// How many columns a grid of this fineness has.
+    pub fn columns(bits: u8) -> u32 {
+        1 << bits.div_ceil(2)
+    }
+
     /// How many columns and rows the grid has: longitude has the odd bit.
     fn grid(bits: u8) -> (f64, f64) {
         (2f64.powi(i32::from(bits.div_ceil(2))), 2f64.powi(i32::from(bits / 2)))

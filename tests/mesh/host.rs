@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tussock::actors::{HostActor, NodeExit};
+use tussock::metrics::NoMetrics;
 use tussock::proto::packet::Verdict;
 use tussock::proto::sample::Condition;
 use tussock::proto::summary::Aggregator;
@@ -184,4 +185,44 @@ async fn the_root_knows_how_everybody_below_is() {
     leaves[1].shutdown().await.unwrap();
     eventually("one has left", async || summary().await.members == 4).await;
     assert_eq!(squad.router().report().await.unwrap().summary.members, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_runtime_measures_itself() {
+    let mesh = SmallMesh::formed(35).await;
+    let (leaf, parent) = (mesh.leaf.clone(), mesh.parent().clone());
+    for n in 0..10u32 {
+        leaf.publish(Telemetry::new().metric("n", f64::from(n))).await.unwrap();
+    }
+    leaf.metrics().count("missions", 3);
+    eventually("all are committed", async || leaf.metrics().snapshot().await.unwrap().performance.committed == 10)
+        .await;
+    parent.shutdown().await.unwrap();
+    eventually("the leaf has another parent", async || leaf.view().parent_id().is_some_and(|id| id != parent.id()))
+        .await;
+    let snapshot = leaf.metrics().snapshot().await.unwrap();
+    assert_eq!((snapshot.failover.parent_changes, snapshot.failover.false_failovers), (1, 0));
+    assert!(snapshot.failover.last_attachment_s.unwrap() < 5.0);
+    assert_eq!((snapshot.events["peer_selected"], snapshot.events["peer_lost"]), (1, 1));
+    assert!(snapshot.connections.parent_connected && snapshot.performance.subsystems["router"].handled > 10);
+    assert!(snapshot.performance.subsystems["topology"].decision_p99_s.unwrap() > 0.0);
+    let text = snapshot.openmetrics();
+    for line in [
+        "tussock_samples_committed_total{node=\"leaf\"} 10\n",
+        "tussock_events_total{node=\"leaf\",kind=\"peer_lost\"} 1",
+        "tussock_host_total{node=\"leaf\",name=\"missions\"} 3",
+        "# TYPE tussock_children gauge\n",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_may_keep_no_metrics() {
+    let board = Switchboard::new(36, Wires::default());
+    let node = builder(1, "quiet", Level::SQUAD).metrics(Arc::new(NoMetrics)).memory(&board).spawn().await.unwrap();
+    node.metrics().count("missions", 3);
+    let snapshot = node.metrics().snapshot().await.unwrap();
+    assert!(snapshot.own.is_empty() && snapshot.events.is_empty());
 }

@@ -334,6 +334,13 @@ pub async fn actors(args: &LookArgs, format: Format) -> Result<u8, Failure> {
     look.await.map(|_| 0)
 }
 
+pub async fn metrics(args: &NodeArgs, format: Format) -> Result<u8, Failure> {
+    let data = ask(args, &Request::Metrics, SOON).await?;
+    let text = data["openmetrics"].as_str().unwrap_or_default();
+    show("metrics", &data["snapshot"], format, |_| text.to_owned());
+    Ok(0)
+}
+
 pub async fn restart(args: &NodeArgs, verb: &RestartArgs, format: Format) -> Result<u8, Failure> {
     let request = Request::Restart { actor: verb.actor.clone(), panic: verb.panic };
     let data = ask(args, &request, SOON).await?;

@@ -55,6 +55,8 @@ enum Verb {
     Topology(LookArgs),
     /// A node's subsystems
     Actors(LookArgs),
+    /// A node's measurements, as OpenMetrics text
+    Metrics(NodeArgs),
     /// Restarts a subsystem
     Restart {
         #[command(flatten)]
@@ -141,6 +143,7 @@ fn dispatch(verb: &Verb, format: Format, drawing: Option<Drawing>) -> Result<u8,
         Verb::Members(look) => block_on(client::members(look, format)),
         Verb::Topology(look) => block_on(client::topology(look, format, drawing)),
         Verb::Actors(look) => block_on(client::actors(look, format)),
+        Verb::Metrics(node) => block_on(client::metrics(node, format)),
         Verb::Restart { node, verb } => block_on(client::restart(node, verb, format)),
         Verb::Publish { node, verb } => block_on(client::publish(node, verb, format)),
         Verb::Command { node, verb } => block_on(client::command(node, verb, format)),

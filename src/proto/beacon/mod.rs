@@ -1,6 +1,7 @@
 //! Beacons: what a node says of itself to whoever can hear, and the table of those heard.
 
 mod machine;
+mod nearby;
 mod packed;
 mod scope;
 mod table;

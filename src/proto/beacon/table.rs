@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::beacon::Beacon;
+use crate::proto::beacon::nearby::Grid;
+use crate::proto::geo::GeoPoint;
 use crate::time::Time;
 
 /// What became of a beacon that was heard.
@@ -57,15 +59,24 @@ impl Neighbour {
 
 /// All neighbours, bounded by [`Limits::NEIGHBOURS`].
 #[derive(Clone, Debug, Default)]
-pub struct Neighbours(BTreeMap<NodeId, Neighbour>);
+pub struct Neighbours {
+    by_id: BTreeMap<NodeId, Neighbour>,
+    /// Those with a position.
+    grid: Grid,
+}
 
 impl Neighbours {
     /// Takes in a beacon; `None` if it is not newer than what is known.
     pub fn observe(&mut self, now: Time, beacon: Arc<Beacon>) -> Option<Observation> {
         let id = beacon.id;
-        if let Some(known) = self.0.get_mut(&id) {
+        if let Some(known) = self.by_id.get_mut(&id) {
             if beacon.version() <= known.beacon.version() {
                 return None;
+            }
+            if known.beacon.position != beacon.position {
+                let (before, after) = (known.beacon.point(), beacon.point());
+                before.iter().for_each(|point| self.grid.remove(&id, point));
+                after.iter().for_each(|point| self.grid.insert(id, point));
             }
             let was_fresh = known.is_fresh(now);
             let changed = !says_the_same(&known.beacon, &beacon);
@@ -76,10 +87,11 @@ impl Neighbours {
                 (_, false) => Observation::Seen(beacon),
             });
         }
-        if self.0.len() >= Limits::NEIGHBOURS {
+        if self.by_id.len() >= Limits::NEIGHBOURS {
             self.drop_oldest();
         }
-        self.0.insert(id, Neighbour { beacon: beacon.clone(), heard: now });
+        beacon.point().iter().for_each(|point| self.grid.insert(id, point));
+        self.by_id.insert(id, Neighbour { beacon: beacon.clone(), heard: now });
         (beacon.ttl_s > 0).then_some(Observation::Seen(beacon))
     }
 
@@ -88,45 +100,57 @@ impl Neighbours {
     /// They are kept that long so that a late repetition of an old beacon is still recognised as old.
     pub fn sweep(&mut self, now: Time) -> Vec<NodeId> {
         let keep = |n: &Neighbour| now.since(n.heard) <= Duration::from_secs(u64::from(n.beacon.ttl_s).max(30)) * 2;
-        let gone: Vec<_> = self.0.iter().filter(|(_, n)| !keep(n)).map(|(&id, _)| id).collect();
+        let gone: Vec<_> = self.by_id.iter().filter(|(_, n)| !keep(n)).map(|(&id, _)| id).collect();
         for id in &gone {
-            self.0.remove(id);
+            self.remove(id);
         }
         gone
     }
 
     /// Forgets one node; whether it was known.
     pub fn remove(&mut self, id: &NodeId) -> bool {
-        self.0.remove(id).is_some()
+        let Some(gone) = self.by_id.remove(id) else { return false };
+        gone.beacon.point().iter().for_each(|point| self.grid.remove(id, point));
+        true
+    }
+
+    /// The fresh neighbours within so many metres of a point, the nearest first, with their distance.
+    pub fn nearby(&self, now: Time, point: &GeoPoint, metres: f64) -> Vec<(f64, &Neighbour)> {
+        let candidates = self.grid.around(point, metres);
+        let fresh = candidates.iter().filter_map(|id| self.by_id.get(id)).filter(|n| n.is_fresh(now));
+        let placed = fresh.filter_map(|n| Some((n.beacon.point()?.distance_m(point), n)));
+        let mut near: Vec<_> = placed.filter(|(distance, _)| *distance <= metres).collect();
+        near.sort_by(|(a, x), (b, y)| a.total_cmp(b).then(x.beacon.id.cmp(&y.beacon.id)));
+        near
     }
 
     pub fn get(&self, id: &NodeId) -> Option<&Neighbour> {
-        self.0.get(id)
+        self.by_id.get(id)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&NodeId, &Neighbour)> {
-        self.0.iter()
+        self.by_id.iter()
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.by_id.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.by_id.is_empty()
     }
 
     /// After a restart silence says nothing: everyone who was fresh gets one time to live.
     pub fn forgive(&mut self, now: Time) {
-        for neighbour in self.0.values_mut().filter(|n| n.is_fresh(now)) {
+        for neighbour in self.by_id.values_mut().filter(|n| n.is_fresh(now)) {
             neighbour.heard = now;
         }
     }
 
     fn drop_oldest(&mut self) {
-        let oldest = self.0.iter().min_by_key(|(_, n)| n.heard).map(|(&id, _)| id);
+        let oldest = self.by_id.iter().min_by_key(|(_, n)| n.heard).map(|(&id, _)| id);
         if let Some(id) = oldest {
-            self.0.remove(&id);
+            self.remove(&id);
         }
     }
 }
@@ -155,6 +179,8 @@ mod tests {
     use super::*;
     use crate::id::Keypair;
     use crate::proto::beacon::tests::sample;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     fn at(seconds: u64) -> Time {
         Time::ZERO + Duration::from_secs(seconds)
@@ -197,5 +223,56 @@ mod tests {
         assert_eq!(table.observe(at(1), goodbye.clone()), Some(Observation::Expired(goodbye.id)));
         assert_eq!(table.get(&goodbye.id).unwrap().vitality(at(1)), Vitality::Left);
         assert_eq!(table.observe(at(2), beacon(5)), None);
+    }
+
+    fn near(lat: f64, lon: f64, n: u32) -> Arc<Beacon> {
+        let mut id = [0; 32];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        let position = GeoPoint::new(lat, lon).unwrap().into();
+        let beacon = sample(&Keypair::from_seed([1; 32]));
+        Arc::new(Beacon { id: NodeId::from_bytes(id), position: Some(position), ..beacon })
+    }
+
+    #[test]
+    fn who_moves_expires_or_is_forgotten_is_not_found_where_it_was() {
+        let (mut table, here) = (Neighbours::default(), GeoPoint::new(10.0, 179.999).unwrap());
+        table.observe(at(0), near(10.0, -179.999, 1));
+        assert_eq!(table.nearby(at(1), &here, 500.0).len(), 1);
+        let moved = Arc::new(Beacon { sequence: 2_000, ..(*near(11.0, 0.0, 1)).clone() });
+        table.observe(at(1), moved.clone());
+        assert_eq!(table.nearby(at(1), &here, 500.0).len(), 0);
+        let there = moved.point().unwrap();
+        assert_eq!(table.nearby(at(1), &there, 500.0).len(), 1);
+        assert_eq!(table.nearby(at(100), &there, 500.0).len(), 0);
+        table.remove(&moved.id);
+        assert_eq!(table.nearby(at(1), &there, 500.0).len(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn nearby_finds_whom_a_look_at_everybody_finds(
+            points in vec((-90.0..=90.0f64, -180.0..=180.0f64), 1..60),
+            lat in -90.0..=90.0f64,
+            lon in -180.0..=180.0f64,
+            metres in prop_oneof![1.0..5_000.0f64, 1_000.0..20_000_000.0f64],
+        ) {
+            let (mut table, here) = (Neighbours::default(), GeoPoint::new(lat, lon).unwrap());
+            let close = points.iter().map(|&(a, b)| {
+                let there = here.offset(a.abs() * metres / 45.0, b.to_radians());
+                (there.lat(), there.lon())
+            });
+            let all: Vec<_> = points.iter().copied().chain(close).collect();
+            for (n, (a, b)) in all.iter().enumerate() {
+                table.observe(at(0), near(*a, *b, n as u32));
+            }
+            let found: Vec<_> = table.nearby(at(1), &here, metres).iter().map(|(_, n)| n.beacon.id).collect();
+            let mut expected: Vec<_> = table
+                .iter()
+                .map(|(id, n)| (n.beacon.point().unwrap().distance_m(&here), *id))
+                .filter(|(distance, _)| *distance <= metres)
+                .collect();
+            expected.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            prop_assert_eq!(found, expected.into_iter().map(|(_, id)| id).collect::<Vec<_>>());
+        }
     }
 }

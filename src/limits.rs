@@ -22,6 +22,8 @@ impl Limits {
     pub const KNOWN_PEERS: usize = 20_000;
     /// Neighbours in the beacon table, the weakest claim (oldest) leaving first; 300 bytes each.
     pub const NEIGHBOURS: usize = 20_000;
+    /// Beacons kept for the next start: enough contacts to find the others again.
+    pub const KEPT_BEACONS: usize = 1_024;
     /// Dials under way: more only delay each other, and a list of dead peers must not use every socket.
     pub const DIALS: usize = 8;
     /// Connections open at once, greeted or not: some 250 KiB each.

@@ -39,7 +39,7 @@ use crate::proto::sample::Telemetry;
 use crate::proto::strategy::HierarchyStrategy;
 use crate::proto::summary::Aggregator;
 use crate::proto::topology::{View, Why};
-use crate::storage::{DataDir, Journal, StorageError, identity};
+use crate::storage::{BeaconStorage, DataDir, FileBeacons, Journal, StorageError, identity};
 use crate::transport::iroh::IrohTransport;
 use crate::transport::memory::Switchboard;
 use crate::transport::{MeshTransport, TransportError};
@@ -90,6 +90,7 @@ pub struct NodeBuilder {
     strategy: Option<Arc<dyn HierarchyStrategy>>,
     aggregator: Option<Arc<dyn Aggregator>>,
     metrics: Option<Arc<dyn MetricsCollector>>,
+    beacons: Option<Arc<dyn BeaconStorage>>,
 }
 
 #[derive(Clone)]
@@ -186,9 +187,15 @@ impl NodeBuilder {
         self
     }
 
+    /// Where neighbours are kept for the next start, instead of in the data directory.
+    pub fn beacon_storage(mut self, storage: Arc<dyn BeaconStorage>) -> Self {
+        self.beacons = Some(storage);
+        self
+    }
+
     /// Starts the supervisor and its actors. Dropping the future leaves nothing running.
     pub async fn spawn(self) -> Result<Node, SpawnError> {
-        let Self { config, key, board, incarnation, invalid_name, seed, strategy, aggregator, metrics } = self;
+        let Self { config, key, board, incarnation, invalid_name, seed, strategy, aggregator, metrics, beacons } = self;
         if let Some(invalid) = invalid_name {
             return Err(invalid.into());
         }
@@ -235,8 +242,13 @@ impl NodeBuilder {
         settings.description.addresses.truncate(Limits::ADDRESSES);
         let durable = Durable::new(journal, settings.topology.account);
         settings.topology.fence = durable.fence;
+        let beacons = match (beacons, &directory) {
+            (None, Some(directory)) => Some(Arc::new(FileBeacons::in_dir(directory.path())?) as Arc<dyn BeaconStorage>),
+            (beacons, _) => beacons,
+        };
         let metrics = metrics.unwrap_or_else(|| Arc::new(MemoryMetrics::default()));
-        let context = Context::new(settings, Arc::new(config), key, transport, Journal::in_memory(durable), metrics);
+        let context =
+            Context::new(settings, Arc::new(config), key, transport, Journal::in_memory(durable), metrics, beacons);
         let (ended, degraded) = (watch::Sender::new(None), watch::Sender::new(Vec::new()));
         let arguments = (context.clone(), ended.clone(), degraded.clone());
         let spawned = Actor::spawn(None, NodeSupervisor, arguments).await;

@@ -23,7 +23,7 @@ use crate::proto::frame::Frame;
 use crate::proto::node::{Input, Output, Settings, Step};
 use crate::proto::topology::View;
 use crate::proto::{beacon, link, router, topology};
-use crate::storage::Journal;
+use crate::storage::{BeaconStorage, Journal};
 use crate::time::Time;
 use crate::transport::{LinkIndex, MeshTransport, TransportError};
 
@@ -51,6 +51,8 @@ pub struct Context {
     pub counters: Arc<Counters>,
     pub metrics: Arc<dyn MetricsCollector>,
     pub journal: Journal,
+    /// Where neighbours are kept for the next start, if anywhere.
+    pub beacons: Option<Arc<dyn BeaconStorage>>,
     pub view: watch::Sender<Arc<View>>,
     pub events: broadcast::Sender<EventRecord>,
     /// Where the host takes its commands, once it has asked for them.
@@ -79,6 +81,7 @@ impl Context {
         transport: Arc<dyn MeshTransport>,
         journal: Journal,
         metrics: Arc<dyn MetricsCollector>,
+        beacons: Option<Arc<dyn BeaconStorage>>,
     ) -> Self {
         Self {
             addresses: Addresses::default(),
@@ -91,6 +94,7 @@ impl Context {
             counters: Arc::default(),
             metrics,
             journal,
+            beacons,
             events: broadcast::Sender::new(Limits::EVENTS),
             host: watch::Sender::new(None),
             names: watch::Sender::new(Arc::default()),

@@ -62,3 +62,18 @@ fn a_plain_run_says_what_it_waits_for() {
     assert!(waits.contains("nobody of a higher level"), "{waits}");
     assert_eq!(status["data"]["telemetry"]["outbox"], "memory");
 }
+
+#[test]
+fn a_node_that_is_started_again_finds_whom_it_had_heard() {
+    let place = Place::new();
+    let squad = place.run("squad", &["--level", "squad"]);
+    let attached = |status: &serde_json::Value| status["state"] == "attached";
+    let mut leaf = place.run("leaf", &["--peer", &squad.peer()]);
+    place.until(&leaf, "the leaf attaches", attached);
+    let kept = place.path("leaf").join("beacons/neighbours");
+    place.until(&leaf, "its neighbour is kept", |_| std::fs::metadata(&kept).is_ok_and(|file| file.len() > 100));
+    leaf.kill();
+    // Nobody names the peer this time.
+    let leaf = place.run("leaf", &[]);
+    place.until(&leaf, "the leaf attaches again", attached);
+}

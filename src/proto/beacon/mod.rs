@@ -185,13 +185,22 @@ impl Beacon {
 
     /// Version byte, body, signature over both: the one it came with, or by `key` if it is new.
     pub fn sign(&self, key: &Keypair) -> Vec<u8> {
+        self.sealed().unwrap_or_else(|| {
+            let mut bytes = vec![VERSION];
+            codec::encode_into(self, &mut bytes);
+            let signature = key.sign(&bytes);
+            bytes.extend_from_slice(&signature);
+            bytes
+        })
+    }
+
+    /// The bytes it came as, if it was heard.
+    pub fn sealed(&self) -> Option<Vec<u8>> {
+        let signature = self.seal.0.as_ref()?;
         let mut bytes = vec![VERSION];
         codec::encode_into(self, &mut bytes);
-        match &self.seal.0 {
-            Some(signature) => bytes.extend_from_slice(&signature[..]),
-            None => bytes.extend_from_slice(&key.sign(&bytes)),
-        }
-        bytes
+        bytes.extend_from_slice(&signature[..]);
+        Some(bytes)
     }
 
     /// Reads and checks a signed beacon: its signature, then every field.

@@ -83,6 +83,8 @@ impl Limits {
     pub const LINE_BYTES: usize = 64 * 1024;
     /// Distinct metrics in one window: beyond, a unit is closed early, then refused.
     pub const UNIT_METRICS: usize = 512;
+    /// Bins of one sketch and sign: 512 of them span nine orders of magnitude at 2 %.
+    pub const SKETCH_BINS: usize = 512;
     /// Sources in one unit, so that it stays below a frame.
     pub const UNIT_SOURCES: usize = 4_096;
     /// Ranges of sequences per source in one unit.

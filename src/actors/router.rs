@@ -64,6 +64,10 @@ impl Subject for Routing {
                 self.step(now, Input::Issue { request, target, order, deadline, expires });
             }
             RouterMessage::Report(reply) => drop(reply.send(self.report())),
+            RouterMessage::Totals(reply) => {
+                let account = self.machine.durable().account.as_ref();
+                drop(reply.send(account.map(|account| account.totals.clone())));
+            }
             RouterMessage::Outcome(command, reply) => drop(reply.send(self.machine.outcome(&command).cloned())),
         }
     }

@@ -149,6 +149,7 @@ impl Config {
                 incarnation,
                 window: self.telemetry.window.0,
                 window_count: self.telemetry.window_count,
+                quantiles: self.telemetry.quantiles,
                 outbox_bytes: self.telemetry.outbox_bytes,
                 when_full: self.telemetry.when_full,
                 aggregator: None,

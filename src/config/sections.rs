@@ -210,6 +210,8 @@ pub struct TelemetrySection {
     pub when_full: WhenFull,
     pub window: Span,
     pub window_count: u64,
+    /// Whether summaries carry what quantiles within 2 % need, some 100 bytes per metric.
+    pub quantiles: bool,
 }
 
 impl Default for TelemetrySection {
@@ -221,6 +223,7 @@ impl Default for TelemetrySection {
             when_full: WhenFull::Block,
             window: Span::secs(1),
             window_count: 1024,
+            quantiles: false,
         }
     }
 }

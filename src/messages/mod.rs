@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::id::{NodeId, NodeName};
+use crate::proto::aggregate::Totals;
 use crate::proto::beacon::{Beacon, Description, Neighbours};
 use crate::proto::event::Event;
 use crate::proto::geo::GeoPoint;
@@ -123,6 +124,8 @@ pub enum RouterMessage {
         reply: Reply<Outcome>,
     },
     Report(Reply<RouterReport>),
+    /// What is committed here as a root.
+    Totals(Reply<Option<Totals>>),
     /// What became of a command, late answers included.
     Outcome(Uuid, Reply<Option<Outcome>>),
 }

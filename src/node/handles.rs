@@ -15,6 +15,7 @@ use crate::messages::{
 };
 use crate::metrics::{self, Handling, Snapshot};
 use crate::node::{Node, NodeError};
+use crate::proto::aggregate::Totals;
 use crate::proto::beacon::{Beacon, Description, Neighbours, SelfPatch};
 use crate::proto::geo::GeoPoint;
 use crate::proto::node::Input;
@@ -76,6 +77,12 @@ impl RouterHandle<'_> {
     /// What became of samples and commands here.
     pub async fn report(&self) -> Result<RouterReport, AskError> {
         self.0.addresses.router.ask(RouterMessage::Report).await
+    }
+
+    /// What this node has committed as a root, with quantiles if `telemetry.quantiles` asks for them; `None` if it is
+    /// no sink.
+    pub async fn totals(&self) -> Result<Option<Totals>, AskError> {
+        self.0.addresses.router.ask(RouterMessage::Totals).await
     }
 
     /// What became of a command issued here, answers that came after its deadline included; `None` if it is forgotten.

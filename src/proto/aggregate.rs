@@ -9,6 +9,7 @@ use crate::limits::Limits;
 use crate::proto::account::AccountId;
 use crate::proto::ranges::RangeSet;
 use crate::proto::sample::Sample;
+use crate::proto::sketch::Sketch;
 
 /// A journal, numbered at random when it was created.
 pub type JournalId = u64;
@@ -71,9 +72,24 @@ impl Stats {
 pub struct Totals {
     pub samples: u64,
     pub metrics: BTreeMap<String, Stats>,
+    /// For quantiles, where they are asked for.
+    pub sketches: BTreeMap<String, Sketch>,
 }
 
 impl Totals {
+    /// Takes up what quantiles need of a sample that is added.
+    pub fn sketch(&mut self, sample: &Sample) {
+        for (name, value) in &sample.metrics {
+            self.sketches.entry(name.clone()).or_default().add(*value);
+        }
+    }
+
+    /// The value that this share (0..1) of a metric's values does not exceed; `None` unless every value was sketched.
+    pub fn quantile(&self, metric: &str, share: f64) -> Option<f64> {
+        let (stats, sketch) = (self.metrics.get(metric)?, self.sketches.get(metric)?);
+        (sketch.count() == stats.count).then(|| sketch.quantile(share)).flatten()
+    }
+
     pub fn add(&mut self, sample: &Sample) {
         self.samples += 1;
         for (name, value) in &sample.metrics {
@@ -94,6 +110,9 @@ impl Totals {
                 None => drop(self.metrics.insert(name.clone(), *stats)),
             }
         }
+        for (name, sketch) in other.sketches.iter().filter(|(name, _)| self.metrics.contains_key(*name)) {
+            self.sketches.entry(name.clone()).or_default().merge(sketch);
+        }
     }
 
     fn is_possible(&self) -> bool {
@@ -103,6 +122,10 @@ impl Totals {
                 .metrics
                 .iter()
                 .all(|(name, stats)| named(name) && stats.is_possible() && stats.count <= self.samples)
+            && self
+                .sketches
+                .iter()
+                .all(|(name, sketch)| self.metrics.get(name).is_some_and(|stats| sketch.count() <= stats.count))
     }
 }
 
@@ -180,7 +203,8 @@ impl Unit {
 
     /// What it takes in memory, about.
     pub fn bytes(&self) -> usize {
-        128 + 120 * self.provenance.0.len() + 80 * self.totals.metrics.len()
+        let sketches: usize = self.totals.sketches.values().map(Sketch::bytes).sum();
+        128 + 120 * self.provenance.0.len() + 80 * self.totals.metrics.len() + sketches
     }
 }
 
@@ -450,6 +474,28 @@ mod tests {
             size = codec::encode(&encoder.encode(round, &unit)).len();
         }
         assert!(size <= 512 + 8 * 100, "{size} bytes");
+    }
+
+    #[test]
+    fn a_summary_with_quantiles_is_small_enough_and_says_them() {
+        let (mut encoder, mut size) = (Encoder::new(7), 0);
+        for round in 0..2u64 {
+            let mut unit = Unit::empty(AccountId([1; 16]));
+            for n in 0..100u8 {
+                for sequence in 70_000 + round * 5..70_005 + round * 5 {
+                    // Within a factor of two around a mean, as most of what is measured.
+                    let value = |m: u8| f64::from(20 + m) * (1.0 + f64::from(n) / 100.0);
+                    let metrics = (0..6).map(|m| (format!("metric-{m}"), value(m))).collect();
+                    let sample = Sample { sequence, priority: Priority::Normal, metrics };
+                    unit.add(source(n), &sample);
+                    unit.totals.sketch(&sample);
+                }
+            }
+            let median = unit.totals.quantile("metric-0", 0.5).unwrap();
+            assert!((median - 29.8).abs() <= 0.02 * 29.8 + 0.2, "{median}");
+            size = codec::encode(&encoder.encode(round, &unit)).len();
+        }
+        assert!(size <= 1_536 + 8 * 100, "{size} bytes");
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod relay;
 pub mod router;
 pub mod sample;
 pub mod selection;
+pub mod sketch;
 pub mod strategy;
 pub mod summary;
 pub mod topology;

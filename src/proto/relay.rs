@@ -59,17 +59,23 @@ struct Window {
     parts: Vec<Part>,
     opened: Time,
     bytes: usize,
+    quantiles: bool,
 }
 
 impl Window {
-    fn new(account: AccountId, opened: Time) -> Self {
-        Self { unit: Unit::empty(account), parts: Vec::new(), opened, bytes: 0 }
+    fn new(account: AccountId, opened: Time, quantiles: bool) -> Self {
+        Self { unit: Unit::empty(account), parts: Vec::new(), opened, bytes: 0, quantiles }
     }
 
     fn push(&mut self, part: Part) {
         self.bytes += part.bytes();
         match &part {
-            Part::Sample(source, sample) => self.unit.add(*source, sample),
+            Part::Sample(source, sample) => {
+                self.unit.add(*source, sample);
+                if self.quantiles {
+                    self.unit.totals.sketch(sample);
+                }
+            }
             Part::Unit { unit, .. } => self.unit.merge(unit),
         }
         self.parts.push(part);
@@ -104,6 +110,7 @@ pub struct Ask {
 pub struct Relay {
     window: Duration,
     window_count: u64,
+    quantiles: bool,
     open: BTreeMap<AccountId, Window>,
     kept: BTreeMap<u64, Kept>,
     kept_bytes: usize,
@@ -115,10 +122,11 @@ pub struct Relay {
 
 impl Relay {
     /// `first` must be above every number used before in this process.
-    pub fn new(window: Duration, window_count: u64, first: u64) -> Self {
+    pub fn new(window: Duration, window_count: u64, quantiles: bool, first: u64) -> Self {
         Self {
             window,
             window_count,
+            quantiles,
             open: BTreeMap::new(),
             kept: BTreeMap::new(),
             kept_bytes: 0,
@@ -132,7 +140,8 @@ impl Relay {
     pub fn fold_offer(&mut self, now: Time, offer: &Offer) {
         let source = offer.source();
         for sample in &offer.samples {
-            let window = self.open.entry(offer.account).or_insert_with(|| Window::new(offer.account, now));
+            let window =
+                self.open.entry(offer.account).or_insert_with(|| Window::new(offer.account, now, self.quantiles));
             let spans = window.unit.provenance.0.get(&source);
             if spans.is_some_and(|spans| spans.counted.contains(sample.sequence)) {
                 continue;
@@ -153,7 +162,7 @@ impl Relay {
         if self.open.get(&account).is_some_and(|window| !window.has_room_for(&unit)) {
             self.close(now, account);
         }
-        let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
+        let window = self.open.entry(account).or_insert_with(|| Window::new(account, now, self.quantiles));
         window.push(Part::Unit { child, number, unit });
         self.close_if_full(now, account);
     }
@@ -280,11 +289,11 @@ impl Relay {
                     asks.push(Ask { child, unit: number, have: have.clone() });
                 }
                 Part::Unit { child, number, unit } => {
-                    let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
+                    let window = self.open.entry(account).or_insert_with(|| Window::new(account, now, self.quantiles));
                     window.push(Part::Unit { child, number, unit });
                 }
                 Part::Sample(source, sample) => {
-                    let window = self.open.entry(account).or_insert_with(|| Window::new(account, now));
+                    let window = self.open.entry(account).or_insert_with(|| Window::new(account, now, self.quantiles));
                     window.push(Part::Sample(source, sample));
                 }
             }

@@ -12,9 +12,9 @@ use tussock::proto::packet::Verdict;
 use tussock::proto::sample::Condition;
 use tussock::proto::summary::Aggregator;
 use tussock::transport::memory::{Switchboard, Wires};
-use tussock::{GeoPoint, Level, Target, Telemetry};
+use tussock::{Config, GeoPoint, Level, Node, Target, Telemetry};
 
-use crate::support::{SmallMesh, builder, eventually};
+use crate::support::{SmallMesh, builder, eventually, key};
 
 #[tokio::test(start_paused = true)]
 async fn a_host_answers_commands_and_one_that_did_not_ask_refuses() {
@@ -225,4 +225,36 @@ async fn a_host_may_keep_no_metrics() {
     node.metrics().count("missions", 3);
     let snapshot = node.metrics().snapshot().await.unwrap();
     assert!(snapshot.own.is_empty() && snapshot.events.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_root_knows_quantiles_when_they_are_asked_for() {
+    let board = Switchboard::new(37, Wires::default());
+    let spawn = async |n, name: &str, level| {
+        let mut config = Config::default();
+        config.telemetry.quantiles = true;
+        Node::builder().config(config).name(name).level(level).key(key(n)).memory(&board).spawn().await.unwrap()
+    };
+    let root = spawn(1, "root", Level::COMPANY).await;
+    spawn_and_publish(&spawn).await;
+    let totals = async || root.router().totals().await.unwrap().unwrap();
+    eventually("all are committed", async || totals().await.samples == 300).await;
+    let median = totals().await.quantile("n", 0.5).unwrap();
+    assert!((median - 150.0).abs() <= 0.02 * 150.0 + 1.0, "{median}");
+}
+
+/// A squad and two platforms, which publish the numbers from 1 to 300 between them.
+async fn spawn_and_publish(spawn: &impl AsyncFn(u8, &'static str, Level) -> Node) {
+    let nodes = [
+        spawn(2, "squad", Level::SQUAD).await,
+        spawn(3, "leaf-a", Level::PLATFORM).await,
+        spawn(4, "leaf-b", Level::PLATFORM).await,
+    ];
+    for n in 0..300u32 {
+        let node = &nodes[n as usize % nodes.len()];
+        node.publish(Telemetry::new().metric("n", f64::from(n + 1))).await.unwrap();
+    }
+    for node in &nodes {
+        eventually("it is committed", async || node.router().report().await.unwrap().outbox_depth == 0).await;
+    }
 }

@@ -31,6 +31,8 @@ pub struct Settings {
     /// A relay's window: how long, and how many samples at most.
     pub window: Duration,
     pub window_count: u64,
+    /// Whether windows take up what quantiles need.
+    pub quantiles: bool,
     pub outbox_bytes: usize,
     pub when_full: WhenFull,
     /// What merges the opaque part of states, if the host brought it.

@@ -145,6 +145,7 @@ mod tests {
             incarnation: 1,
             window: Duration::from_secs(1),
             window_count: 1024,
+            quantiles: false,
             outbox_bytes: 1 << 20,
             when_full: WhenFull::Block,
             aggregator: None,

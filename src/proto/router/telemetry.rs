@@ -102,7 +102,7 @@ pub(super) struct Telemetrist {
 impl Telemetrist {
     pub fn new(now: Time, settings: &Settings, durable: &Durable, counts: Counts) -> Self {
         Self {
-            relay: Relay::new(settings.window, settings.window_count, now.as_micros()),
+            relay: Relay::new(settings.window, settings.window_count, settings.quantiles, now.as_micros()),
             counts,
             cursor: 1,
             // What was offered before a restart is not known; all of it counts as offered.
@@ -466,6 +466,9 @@ impl Machine {
         for sample in &offer.samples {
             let mut one = Unit::empty(offer.account);
             one.add(source, sample);
+            if self.settings.quantiles {
+                one.totals.sketch(sample);
+            }
             if account.judge(&one) == Judgement::Commit {
                 fresh.merge(&one);
             }

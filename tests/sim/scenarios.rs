@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tussock::sim::{Placed, Report};
 
-use crate::support::{from_text, held};
+use crate::support::{from_text, held, scaled};
 
 #[test]
 fn a_hundred_nodes_form_the_tree_they_should() {
@@ -153,6 +153,28 @@ fn two_companies_have_one_root_and_lose_nothing_of_either() {
         assert_eq!(report.telemetry.counted_at_root, report.telemetry.acknowledged, "seed {seed}");
         assert_eq!(report.commands[0].acknowledged, 54, "seed {seed}");
     }
+}
+
+#[test]
+fn a_thousand_nodes_form_summarise_and_obey() {
+    let report = held("thousand.toml", 42);
+    assert_eq!((report.nodes, roots(&report).len()), (1_000, 1));
+    assert!(report.formation.converged_s.unwrap() <= 6.0, "{:?}", report.formation);
+    assert!(report.telemetry.acknowledged > 50_000);
+    assert_eq!(report.telemetry.counted_at_root, report.telemetry.acknowledged);
+    assert_eq!(report.telemetry.raw_bytes_at_root, 0);
+    let everyone = report.commands.iter().find(|command| command.targets == 1_000).unwrap();
+    assert_eq!((everyone.acknowledged, everyone.transmissions), (1_000, 999));
+}
+
+#[test]
+fn what_it_costs_to_be_a_mesh_does_not_grow_with_it() {
+    let idle = |nodes| {
+        let report = scaled("idle.toml", nodes);
+        report.traffic.idle_bytes_per_node_s.unwrap()
+    };
+    let (few, many) = (idle(100), idle(400));
+    assert!(many <= 1.25 * few, "{few} bytes per node and second at 100 nodes, {many} at 400");
 }
 
 #[test]

@@ -4,6 +4,13 @@ use std::path::Path;
 
 use tussock::sim::{Report, Scenario, World};
 
+/// A scenario with so many nodes, at its own seed.
+pub fn scaled(name: &str, nodes: usize) -> Report {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(name);
+    let (scenario, text) = Scenario::load(path.to_str().unwrap()).unwrap();
+    World::new(scenario, &text, Some(nodes), None).unwrap().run()
+}
+
 pub fn world(name: &str, seed: u64) -> World {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(name);
     let (scenario, text) = Scenario::load(path.to_str().unwrap()).unwrap();

@@ -94,11 +94,14 @@ pub struct NodeBuilder {
 }
 
 #[derive(Clone)]
-struct BoardEntry(Switchboard);
+enum BoardEntry {
+    Board(Switchboard),
+    Own(Arc<dyn MeshTransport>),
+}
 
 impl std::fmt::Debug for BoardEntry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Switchboard")
+        f.write_str("a transport of the host's")
     }
 }
 
@@ -153,7 +156,13 @@ impl NodeBuilder {
 
     /// Joins a switchboard in this process instead of a network.
     pub fn memory(mut self, board: &Switchboard) -> Self {
-        self.board = Some(BoardEntry(board.clone()));
+        self.board = Some(BoardEntry::Board(board.clone()));
+        self
+    }
+
+    /// A transport of the host's own, started, for the identity given by [`Self::key`].
+    pub fn transport(mut self, transport: Arc<dyn MeshTransport>) -> Self {
+        self.board = Some(BoardEntry::Own(transport));
         self
     }
 
@@ -227,7 +236,8 @@ impl NodeBuilder {
             (None, None) => 1,
         };
         let transport: Arc<dyn MeshTransport> = match &board {
-            Some(BoardEntry(board)) => board.plug_in(key.id()),
+            Some(BoardEntry::Board(board)) => board.plug_in(key.id()),
+            Some(BoardEntry::Own(transport)) => transport.clone(),
             None => IrohTransport::start(&key, config.formation_id(), config.transport.listen).await?,
         };
         let [account_low, account_high, journal, seed] = numbers(seed, key.id());

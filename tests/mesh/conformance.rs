@@ -5,20 +5,28 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use tussock::config::Strategy;
+use tussock::transport::implicit::Implicit;
 use tussock::transport::memory::{Switchboard, Wires};
 use tussock::{Config, Keypair, Level, Node, NodeId};
 
+use crate::backend::SwitchboardBackend;
 use crate::support::{eventually, key};
 
 /// A way to start nodes that can reach each other.
 enum Medium {
     Memory(Switchboard),
+    /// A backend that manages its own connections, over a switchboard.
+    Implicit(Switchboard),
     Iroh,
 }
 
 impl Medium {
     fn memory() -> Self {
         Self::Memory(Switchboard::new(31, Wires::default()))
+    }
+
+    fn implicit() -> Self {
+        Self::Implicit(Switchboard::new(31, Wires::default()))
     }
 
     async fn node(&self, n: u8) -> Node {
@@ -36,6 +44,10 @@ impl Medium {
         let builder = builder.key(key(n)).incarnation(incarnation);
         match self {
             Self::Memory(board) => builder.memory(board).spawn().await.unwrap(),
+            Self::Implicit(board) => {
+                let backend = SwitchboardBackend::plug_in(board, key(n).id());
+                builder.transport(Implicit::over(backend)).spawn().await.unwrap()
+            }
             Self::Iroh => builder.spawn().await.unwrap(),
         }
     }
@@ -180,6 +192,17 @@ macro_rules! suite {
             #[tokio::test(start_paused = true)]
             async fn a_thousand_reconnects_leave_nothing_behind() {
                 super::reconnects_leave_nothing_behind(Medium::memory(), 1_000).await;
+            }
+        }
+        mod implicit {
+            use super::Medium;
+            $(#[tokio::test(start_paused = true)]
+            async fn $case() {
+                super::$case(Medium::implicit()).await;
+            })*
+            #[tokio::test(start_paused = true)]
+            async fn a_thousand_reconnects_leave_nothing_behind() {
+                super::reconnects_leave_nothing_behind(Medium::implicit(), 1_000).await;
             }
         }
         mod iroh {

@@ -243,6 +243,8 @@ async fn heal(mesh: &Mesh) -> Outcome {
         before.iter().all(|(id, n)| counted.get(id).is_some_and(|counted| counted >= n))
     });
     let flushed = flushed.await;
+    // Meanwhile nodes may have moved on to nearer parents; while one moves, those below it are not counted.
+    wait_until(async || in_tree(mesh) == mesh.living() && agreeing(mesh) == mesh.members.len()).await;
     let checks = vec![
         equal("nodes in the tree", mesh.living(), in_tree(mesh)),
         equal("nodes that name company-0 as root", mesh.members.len(), agreeing(mesh)),

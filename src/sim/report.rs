@@ -520,7 +520,9 @@ impl World {
             raw_bytes_at_root: recorder.raw_bytes_at_root,
             in_doubt_max: None,
         };
-        let commands = truth.commands.into_iter().map(|(id, truth)| CommandReport {
+        let mut issued: Vec<_> = truth.commands.into_iter().collect();
+        issued.sort_by(|(a, x), (b, y)| x.issued_s.total_cmp(&y.issued_s).then(a.cmp(b)));
+        let commands = issued.into_iter().map(|(id, truth)| CommandReport {
             id,
             targets: truth.targets,
             acknowledged: truth.acknowledged,

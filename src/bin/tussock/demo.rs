@@ -96,7 +96,14 @@ pub async fn run(args: &DemoArgs, format: Format) -> Result<u8, Failure> {
             continue;
         }
         if name == "stop" && !args.exit {
-            print("the mesh is up; press Ctrl-C to stop it\n");
+            match mesh.serve() {
+                Ok(sockets) => print(&format!(
+                    "the mesh is up; look around with: tussock why --socket {}/platform-0.sock\n",
+                    sockets.display()
+                )),
+                Err(error) => print(&format!("the mesh is up, without control sockets: {error}\n")),
+            }
+            print("press Ctrl-C to stop it\n");
             signals.next().await;
         }
         let at = started.elapsed();

@@ -224,7 +224,7 @@ impl Drop for Sockets {
     }
 }
 
-fn private_dir(directory: &Path) -> std::io::Result<()> {
+pub fn private_dir(directory: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     // In a shared place somebody else may have made it before: then it is theirs to read.

@@ -130,9 +130,8 @@ impl Machine {
             return None;
         }
         let group = self.group(now);
-        // A single node rises too if all above are full: one level higher it finds room, or makes some.
-        let above = self.neighbours.iter().any(|(_, n)| n.is_fresh(now) && n.beacon.effective_level > from);
-        if group.len() == 1 && !above {
+        // A single node rises too if those above are full: one level higher it finds room, or makes some.
+        if group.len() == 1 && !self.is_full_above(now) {
             return None;
         }
         let leader = self.settings.strategy.leader(&group);

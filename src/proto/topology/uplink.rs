@@ -58,6 +58,8 @@ pub(super) struct Backup {
 struct Cooldown {
     until: Time,
     attempts: u32,
+    /// It answered, and said no.
+    refused: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -199,6 +201,16 @@ impl Machine {
     pub(super) fn has_untried_candidate(&self, now: Time) -> bool {
         let untried = |id: &NodeId| !self.uplink.cooldowns.contains_key(id);
         self.ranking(now).iter().any(|rank| untried(&rank.id))
+    }
+
+    /// Whether somebody above is there, and has no room for this node.
+    pub(super) fn is_full_above(&self, now: Time) -> bool {
+        let level = self.effective_level();
+        let refused = |id: &NodeId| self.uplink.cooldowns.get(id).is_some_and(|cooldown| cooldown.refused);
+        self.neighbours.iter().any(|(id, n)| {
+            let full = n.beacon.free_slots == 0 || refused(id);
+            n.beacon.effective_level > level && n.is_fresh(now) && full && !self.is_doubted(&n.beacon)
+        })
     }
 
     /// Has the parent confirm the link: after a restart, or under a new tenure.
@@ -371,7 +383,7 @@ impl Machine {
 
     fn attempt_failed(&mut self, now: Time, id: NodeId, cause: Cause, why: &str, effects: &mut Vec<Effect>) {
         let Some(attempt) = self.uplink.attempt.take_if(|attempt| attempt.id == id) else { return };
-        self.rest(now, id);
+        self.rest(now, id, cause == Cause::Refused);
         self.uplink.reason = format!("{} did not take this node: {why}", id.short());
         if self.uplink.parent.is_none() && self.uplink.lost.is_none() && cause == Cause::Refused {
             self.uplink.lost = Some(Lost { id: attempt.id, at: now, cause, detail: why.to_owned() });
@@ -380,10 +392,10 @@ impl Machine {
         self.choose_parent(now, effects);
     }
 
-    fn rest(&mut self, now: Time, id: NodeId) {
+    fn rest(&mut self, now: Time, id: NodeId, refused: bool) {
         let attempts = self.uplink.cooldowns.get(&id).map_or(0, |cooldown| cooldown.attempts);
         let until = now + self.settings.backoff.jittered(attempts, &mut self.rng);
-        self.uplink.cooldowns.insert(id, Cooldown { until, attempts: attempts + 1 });
+        self.uplink.cooldowns.insert(id, Cooldown { until, attempts: attempts + 1, refused });
         // Who is out of the table of neighbours is no candidate any more.
         if self.uplink.cooldowns.len() > 64 {
             let known = &self.neighbours;
@@ -537,7 +549,7 @@ impl Machine {
         self.think_within(now, SEARCH);
         self.uplink.reason = format!("{} was lost: {reason}", parent.id.short());
         self.uplink.decided_at = now;
-        self.rest(now, parent.id);
+        self.rest(now, parent.id, false);
         self.touch();
         if !self.settings.repair || self.leaving {
             return;
@@ -570,7 +582,7 @@ impl Machine {
 
     fn drop_backup(&mut self, now: Time) {
         if let Some(backup) = self.uplink.backup.take() {
-            self.rest(now, backup.id);
+            self.rest(now, backup.id, false);
             let wait = BACKUP_REST * 2u32.pow(self.uplink.backups_refused.min(10));
             self.uplink.backup_at = now + if backup.accepted { Duration::ZERO } else { wait.min(LONGEST_BACKUP_REST) };
             self.uplink.backups_refused += u32::from(!backup.accepted);

@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
+use tussock::admin::{runtime_dir, serve};
 use tussock::config::Layers;
 use tussock::{GeoPoint, Keypair, Level, Node, NodeId, Telemetry};
 
 use crate::output::{Failure, exit};
-use crate::run::accept_commands;
+use crate::run::{accept_commands, private_dir};
 
 /// Where the company stands.
 const CENTRE: (f64, f64) = (37.77, -122.41);
@@ -46,6 +47,21 @@ pub struct Mesh {
     pub members: Vec<Member>,
     pub victim: Victim,
     publishing: Arc<AtomicBool>,
+    serving: Option<Serving>,
+}
+
+/// Control sockets, for as long as people look around.
+struct Serving {
+    directory: PathBuf,
+    sockets: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.sockets.iter().for_each(JoinHandle::abort);
+        // What stays behind is a directory of sockets that nobody answers at.
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
 }
 
 /// A node that is to be.
@@ -88,7 +104,18 @@ impl Mesh {
             members.push(Member { name: plan.name, node, acknowledged, publisher, accepting });
         }
         let victim = victim.ok_or_else(|| Failure::new(exit::FAILED, "demo", "there is no squad-2", "report this"))?;
-        Ok(Self { members, victim, publishing })
+        Ok(Self { members, victim, publishing, serving: None })
+    }
+
+    /// Has every node of this process answer at a control socket of its own, and says in which directory.
+    pub fn serve(&mut self) -> std::io::Result<PathBuf> {
+        private_dir(&runtime_dir())?;
+        let directory = runtime_dir().join(format!("demo-{}", std::process::id()));
+        private_dir(&directory)?;
+        let socket = |member: &Member| serve(member.node.clone(), &directory.join(format!("{}.sock", member.name)));
+        let sockets = self.members.iter().map(socket).collect::<std::io::Result<_>>()?;
+        self.serving = Some(Serving { directory: directory.clone(), sockets });
+        Ok(directory)
     }
 
     pub fn root(&self) -> &Node {
@@ -160,6 +187,7 @@ impl Mesh {
 
     pub async fn stop(&mut self) {
         self.stop_publishing().await;
+        self.serving = None;
         let _ = self.victim.child.start_kill();
         for member in &mut self.members {
             member.accepting.abort();

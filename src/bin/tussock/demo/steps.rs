@@ -210,6 +210,8 @@ async fn partition(mesh: &Mesh) -> Outcome {
     };
     wait_until(async || on_its_own(&far) == far.len()).await;
     let (own_after, autonomous) = (cut.elapsed(), platoon.node.view().standing == Standing::Autonomous);
+    let placed = platoon.node.view();
+    let risen = placed.effective_level.0 - placed.level.0;
     let asked = platoon.node.command(Target::Everyone, "hold").deadline(Duration::from_secs(5)).await;
     let obeyed = asked.map_or(0, |outcome| outcome.replies.len());
     let lost = attached_before && platoon.node.view().parent_id().is_none();
@@ -219,6 +221,7 @@ async fn partition(mesh: &Mesh) -> Outcome {
         equal(&format!("nodes led by {}", platoon.name), far.len(), on(mesh, &far, head)),
         equal("nodes led by company-0", near.len(), on(mesh, &near, root)),
         equal(&format!("{} is autonomous", platoon.name), true, autonomous),
+        equal("levels that it rose by", 0, risen),
         equal("nodes that act without company-0", far.len(), on_its_own(&far)),
         equal("nodes beside company-0 that act without it", 0, on_its_own(&near)),
         equal(&format!("nodes that obey {}", platoon.name), far.len(), obeyed),

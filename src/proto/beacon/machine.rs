@@ -175,10 +175,6 @@ impl Machine {
             Input::LinkUp(peer) => {
                 let beacon = self.next_beacon(self.ttl_s(now));
                 effects.push(Effect::SendTo(peer, beacon));
-                // Two trees that meet at any of their nodes are to know each other's root.
-                let root = self.view.root();
-                let known = self.neighbours.get(&root).filter(|n| root != peer && n.is_fresh(now));
-                effects.extend(known.map(|n| Effect::SendTo(peer, n.beacon.clone())));
             }
             Input::Replay => self.replay(now, effects),
             Input::Sweep => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Everything that is counted as dropped, by why.
-const DROPS: [&str; 43] = [
+const DROPS: [&str; 44] = [
     "own_beacon",
     "foreign_formation",
     "stale_beacon",
@@ -36,6 +36,7 @@ const DROPS: [&str; 43] = [
     "misplaced_payload",
     "duplicate_packet",
     "duplicate_command",
+    "unexpected_answer",
     "expired_command",
     "forgotten_command",
     "unroutable",

@@ -105,7 +105,8 @@ impl TryFrom<Packed> for Sketch {
             }
             let (mut bins, mut at) = (BTreeMap::new(), 0i32);
             for (i, (step, count)) in steps.into_iter().enumerate() {
-                at = at.checked_add(step).filter(|at| at.abs() <= LAST_BIN).ok_or("a bin of no value")?;
+                at =
+                    at.checked_add(step).filter(|at| (-LAST_BIN..=LAST_BIN).contains(at)).ok_or("a bin of no value")?;
                 if (i > 0 && step <= 0) || count == 0 {
                     return Err("bins out of order, or empty");
                 }
@@ -139,6 +140,7 @@ mod tests {
             Packed(0, vec![(5, 0)], Vec::new()),
             Packed(0, vec![(i32::MAX, 1), (i32::MAX, 1)], Vec::new()),
             Packed(0, Vec::new(), vec![(LAST_BIN + 1, 1)]),
+            Packed(0, vec![(i32::MIN, 1)], Vec::new()),
             Packed(0, vec![(1, 1); Limits::SKETCH_BINS + 1], Vec::new()),
         ] {
             assert!(!read(bad));

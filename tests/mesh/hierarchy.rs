@@ -78,7 +78,10 @@ async fn an_acting_squad_hands_over_when_a_real_one_comes() {
     let before = acting.view();
     assert_eq!((before.role, before.effective_level), (Role::Leader, Level::SQUAD));
     let squad = builder(9, "squad", Level::SQUAD).memory(&board).spawn().await.unwrap();
-    eventually("the squad has all", async || squad.view().children.len() == 6).await;
+    eventually("the squad has all", async || {
+        squad.view().children.len() == 6 && acting.view().parent_id() == Some(squad.id())
+    })
+    .await;
     let after = acting.view();
     assert_eq!((after.effective_level, after.parent_id()), (Level::PLATFORM, Some(squad.id())));
     assert!(after.tenure > before.tenure, "who steps down begins a new tenure");

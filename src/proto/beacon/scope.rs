@@ -31,7 +31,7 @@ pub enum Scope {
 /// How fine a level's cells are before anything is crowded: 3 km² for platforms, 32 or 64 times as much for each level
 /// above.
 fn base_bits(level: Level) -> u8 {
-    28u8.saturating_sub(level.0 * 5).max(2)
+    28u8.saturating_sub(level.0.saturating_mul(5)).max(2)
 }
 
 /// In how fine a cell this node speaks.

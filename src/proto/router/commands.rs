@@ -415,6 +415,10 @@ impl Machine {
                 let targets = to.iter().filter(|(_, is_target)| *is_target).map(|(peer, _)| *peer);
                 self.expect(command, targets.chain(consumes.then_some(from)));
                 if let Some(issued) = self.commands.issued.get_mut(&command) {
+                    // Beyond the bound of those who are awaited nobody's answer is kept.
+                    if !issued.outcome.expected.contains(&from) {
+                        return effects.push(Effect::Dropped("unexpected_answer"));
+                    }
                     issued.transits.remove(&from);
                     let room = Limits::ACKS.saturating_sub(issued.transits.len());
                     let transits = to.iter().filter(|(_, is_target)| !is_target).map(|(peer, _)| *peer);

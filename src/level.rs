@@ -6,7 +6,24 @@ use serde::{Deserialize, Serialize};
 
 /// A level: an ordinal, 0 at the bottom. Its label is configuration ([`Levels`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8")]
 pub struct Level(pub u8);
+
+/// A level from outside that no node can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is no level: the highest is 7, and 8 for who acts above it")]
+pub struct ImpossibleLevel(u8);
+
+impl TryFrom<u8> for Level {
+    type Error = ImpossibleLevel;
+
+    fn try_from(level: u8) -> Result<Self, ImpossibleLevel> {
+        match level <= Self::HIGHEST.0 + 1 {
+            true => Ok(Self(level)),
+            false => Err(ImpossibleLevel(level)),
+        }
+    }
+}
 
 impl Level {
     pub const PLATFORM: Self = Self(0);
@@ -96,6 +113,12 @@ impl<'de> Deserialize<'de> for Levels {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_level_from_outside_is_above_the_one_that_acts_above_the_highest() {
+        let read = |level: u8| crate::codec::decode::<Level>(&[level]).ok();
+        assert_eq!((read(0), read(8), read(9), read(250)), (Some(Level(0)), Some(Level(8)), None, None));
+    }
 
     #[test]
     fn labels_and_levels_are_inverse() {

@@ -106,13 +106,24 @@ pub enum Payload {
     Samples(Offer),
     Unit(WireUnit),
     Command(Command),
+    /// What the packet's source says to a command.
     Response {
         command: Uuid,
-        from: NodeId,
         response: Response,
     },
     /// What an account's owner has committed, for an origin that is not below it.
     Marks(Vec<Mark>),
+}
+
+impl Payload {
+    /// The command that this is, or answers.
+    pub fn command(&self) -> Option<Uuid> {
+        match self {
+            Self::Command(command) => Some(command.id),
+            Self::Response { command, .. } => Some(*command),
+            Self::Samples(_) | Self::Unit(_) | Self::Marks(_) => None,
+        }
+    }
 }
 
 /// A packet, routed hop by hop.

@@ -68,8 +68,14 @@ impl World {
         self.give(i, Input::Router(router::Input::Issue { request, target, order, deadline, expires }));
     }
 
-    /// Takes down what became of a command, at its deadline and at the end of the run.
-    pub(super) fn note_outcome(&mut self, outcome: &Outcome) {
+    pub(super) fn note_conclusion(&mut self, outcome: &Outcome) {
+        let now = self.now.as_secs_f64();
+        self.command_truth(outcome.command).concluded_s = Some(now);
+        self.note_outcome(outcome);
+    }
+
+    /// Takes down what has become of a command, when it is concluded and at the end of the run.
+    fn note_outcome(&mut self, outcome: &Outcome) {
         let Some(truth) = self.truth.commands.get_mut(&outcome.command) else { return };
         let with = |verdict| outcome.replies.values().filter(move |reply| reply.verdict == verdict);
         truth.acknowledged = with(Verdict::Accepted).count();

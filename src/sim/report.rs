@@ -172,6 +172,8 @@ pub struct CommandReport {
     pub transmissions: u64,
     pub retransmissions: u64,
     pub last_ack_s: Option<f64>,
+    /// When its issuer knew that nobody else will answer, or gave up waiting.
+    pub concluded_s: Option<f64>,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -534,6 +536,7 @@ impl World {
             transmissions: truth.transmissions,
             retransmissions: truth.retransmissions,
             last_ack_s: truth.last_ack_s,
+            concluded_s: truth.concluded_s,
         });
         let since_fault = |pick: fn(&Failover) -> Option<f64>| {
             let of = |f: &Failover| Some(pick(f)? - f.fault_s?);

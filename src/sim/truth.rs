@@ -40,6 +40,8 @@ pub struct CommandTruth {
     pub transmissions: u64,
     pub retransmissions: u64,
     pub last_ack_s: Option<f64>,
+    /// When its issuer knew that nobody else will answer, or gave up waiting.
+    pub concluded_s: Option<f64>,
     pub links: std::collections::BTreeSet<(usize, usize)>,
 }
 

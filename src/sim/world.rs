@@ -462,7 +462,7 @@ impl World {
                 Err(_) => self.truth.refused(i, request),
             },
             Output::Deliver(command) => self.deliver_command(i, &command),
-            Output::Concluded { outcome, .. } => self.note_outcome(&outcome),
+            Output::Concluded { outcome, .. } => self.note_conclusion(&outcome),
             Output::View(view) => {
                 self.nodes[i].shown = Some(view.clone());
                 self.invariants.check_view(self.now, &self.nodes, i);

@@ -27,7 +27,12 @@ fn without_repair_the_step_that_needs_it_fails() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
     let steps = steps(&report);
-    assert_eq!(steps[..3], ["form", "telemetry", "command"].map(|name| (name, Some(true))), "{report:#}");
+    assert_eq!(
+        steps[..3],
+        ["form", "telemetry", "command"].map(|name| (name, Some(true))),
+        "{:#}",
+        report["data"]["steps"]
+    );
     assert_eq!(steps[3], ("kill_leader", Some(false)));
     assert!(steps[4..].iter().all(|(_, passed)| passed.is_none()));
 }

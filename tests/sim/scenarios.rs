@@ -137,6 +137,9 @@ fn a_command_reaches_its_targets_and_nobody_else() {
         for command in &report.commands {
             let reached = (command.delivered, command.acknowledged, command.fenced);
             assert_eq!(reached, (command.targets, command.targets, 0), "seed {seed}: {command:?}");
+            // Its issuer knows when everyone has answered, and does not wait for the deadline.
+            let concluded = command.concluded_s.unwrap();
+            assert!(Some(concluded) <= command.last_ack_s.map(|at| at + 0.5), "seed {seed}: {command:?}");
         }
         // To the six squads only the edges towards them are crossed: two platoons, the company, and they.
         let squads = report.commands.iter().find(|command| command.targets == 6).unwrap();

@@ -124,7 +124,7 @@ fn summary_of(report: &Report) -> String {
     }
     for command in &report.commands {
         text += &format!(
-            "command     {} of {} acknowledged, {} transmissions, last after {}\n",
+            "command     {} of {} acknowledged, {} transmissions, last at {}\n",
             command.acknowledged,
             command.targets,
             command.transmissions,

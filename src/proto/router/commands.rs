@@ -52,8 +52,9 @@ impl Outcome {
 struct Issued {
     request: Option<RequestId>,
     outcome: Outcome,
-    /// Who has it to pass it on and has not said to whom.
+    /// Who has it to pass it on, as others say, and who has said to whom: either may be heard first.
     transits: BTreeSet<NodeId>,
+    passed_on: BTreeSet<NodeId>,
     at: Time,
     deadline: Time,
 }
@@ -61,7 +62,8 @@ struct Issued {
 impl Issued {
     /// Whether everyone who is known to be a target has answered, and nobody may still name more.
     fn is_complete(&self) -> bool {
-        self.transits.is_empty() && self.outcome.missing().next().is_none()
+        let spoke = |node| self.passed_on.contains(node) || self.outcome.replies.contains_key(node);
+        self.transits.iter().all(spoke) && self.outcome.missing().next().is_none()
     }
 }
 
@@ -69,10 +71,8 @@ impl Issued {
 pub struct Commands {
     issued: BTreeMap<Uuid, Issued>,
     pub(super) held: Store,
-    /// Commands for this node that wait until their term is known; each is held as well, so they are bounded.
-    undecided: Vec<Command>,
-    /// Answers that found no way to the issuer, and when they try again.
-    stuck: Vec<(Uuid, DataPacket)>,
+    /// Answers that found no way to the issuer, by whom they came, and when they try again.
+    stuck: Vec<(DataPacket, Option<NodeId>)>,
     retry_at: Option<Time>,
     pub(super) issued_count: u64,
     pub(super) delivered_count: u64,
@@ -88,7 +88,6 @@ impl Commands {
     pub fn sweep(&mut self, now: Time) -> usize {
         let swept = self.held.sweep(now);
         let held = &self.held;
-        self.undecided.retain(|command| held.is_living(now, &command.id));
         self.issued.retain(|id, issued| issued.request.is_some() || held.contains(id));
         swept
     }
@@ -127,8 +126,8 @@ impl Machine {
         let (issuer, fence) = (self.settings.me, self.view.fence);
         let command = Command { id: self.random_id(), issuer, order, fence, remaining_ms };
         let outcome = Outcome { command: command.id, expected: BTreeSet::new(), replies: BTreeMap::new() };
-        let (request, deadline) = (Some(request), now + deadline);
-        let issued = Issued { request, outcome, transits: BTreeSet::new(), at: now, deadline };
+        let (transits, passed_on) = (BTreeSet::new(), BTreeSet::new());
+        let issued = Issued { request: Some(request), outcome, transits, passed_on, at: now, deadline: now + deadline };
         self.commands.issued.insert(command.id, issued);
         self.commands.issued_count += 1;
         if let Target::Node(node) = target {
@@ -160,7 +159,8 @@ impl Machine {
             return effects.push(Effect::Dropped("expired_command"));
         }
         let command = command.clone();
-        self.commands.held.hold(now, &command, &packet, from);
+        let evicted = self.commands.held.hold(now, &command, &packet, from);
+        effects.extend(std::iter::repeat_n(Effect::Dropped("evicted_command"), evicted));
         let decision = decide(&self.view, &packet, from);
         if let RoutingDecision::Drop(why) = decision {
             effects.push(Effect::Dropped(why));
@@ -226,7 +226,7 @@ impl Machine {
         if let Some(fence) = self.view.fence {
             self.commands.held.stamp(fence);
         }
-        for command in std::mem::take(&mut self.commands.undecided) {
+        for command in self.commands.held.take_undecided(now) {
             self.consume(now, command, effects);
         }
     }
@@ -289,10 +289,12 @@ impl Machine {
                 let response = Response::Answer { verdict: Verdict::Fenced, text };
                 return self.respond(now, command.id, response, effects);
             }
-            Term::Unknown if self.commands.held.is_living(now, &command.id) => {
-                return self.commands.undecided.push(command);
+            Term::Unknown => {
+                if let Some(held) = self.commands.held.get_mut(&command.id) {
+                    held.undecided = true;
+                }
+                return;
             }
-            Term::Unknown => return effects.push(Effect::Dropped("expired_command")),
         }
         let (command_id, incarnation) = (command.id, self.settings.incarnation);
         let record = Record::Deliver { command: command_id, incarnation };
@@ -347,17 +349,17 @@ impl Machine {
         if issuer == me {
             return self.heard_response(now, command, me, response, effects);
         }
-        let payload = Payload::Response { command, from: me, response };
+        let payload = Payload::Response { command, response };
         let packet = self.packet(Target::Node(issuer), Direction::Upward, PacketType::Status, payload, effects);
-        self.send_back(now, packet, command, None, effects);
+        self.send_back(now, packet, None, effects);
     }
 
     /// Answers that found no way try again, for as long as their command is remembered.
     fn retry_stuck(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.commands.retry_at = None;
-        for (command, packet) in std::mem::take(&mut self.commands.stuck) {
-            match self.commands.held.contains(&command) {
-                true => self.send_back(now, packet, command, None, effects),
+        for (packet, from) in std::mem::take(&mut self.commands.stuck) {
+            match packet.payload.command().is_some_and(|command| self.commands.held.contains(&command)) {
+                true => self.send_back(now, packet, from, effects),
                 false => effects.push(Effect::Dropped("unroutable")),
             }
         }
@@ -367,25 +369,19 @@ impl Machine {
         if packet.hops > Limits::HOPS {
             return effects.push(Effect::Dropped("too_many_hops"));
         }
-        let Payload::Response { command, from: whose, response } = &packet.payload else { return };
-        let command = *command;
-        match packet.target == Target::Node(self.settings.me) {
-            true => self.heard_response(now, command, *whose, response.clone(), effects),
-            false => self.send_back(now, packet, command, Some(from), effects),
+        match packet.payload {
+            Payload::Response { command, response } if packet.target == Target::Node(self.settings.me) => {
+                self.heard_response(now, command, packet.source, response, effects);
+            }
+            _ => self.send_back(now, packet, Some(from), effects),
         }
     }
 
     /// Down to the issuer if it is below, sideways if the command came so, else up. An answer that finds no way, since
     /// its issuer is cut off, waits a while for one.
-    fn send_back(
-        &mut self,
-        now: Time,
-        mut packet: DataPacket,
-        command: Uuid,
-        from: Option<NodeId>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let came_by = self.commands.held.get(&command).and_then(|held| held.from);
+    fn send_back(&mut self, now: Time, mut packet: DataPacket, from: Option<NodeId>, effects: &mut Vec<Effect>) {
+        let command = packet.payload.command();
+        let came_by = command.and_then(|command| self.commands.held.get(&command)?.from);
         let sideways = came_by.filter(|peer| self.view.laterals.contains(peer) && Some(*peer) != from);
         let way = sideways.or_else(|| decide(&self.view, &packet, from).ways().first().copied());
         let Some(peer) = way else {
@@ -393,7 +389,7 @@ impl Machine {
                 return effects.push(Effect::Dropped("unroutable"));
             }
             self.commands.retry_at.get_or_insert(now + RETRY);
-            return self.commands.stuck.push((command, packet));
+            return self.commands.stuck.push((packet, from));
         };
         packet.direction = match self.view.laterals.contains(&peer) {
             true => Direction::Lateral,
@@ -415,14 +411,9 @@ impl Machine {
                 let targets = to.iter().filter(|(_, is_target)| *is_target).map(|(peer, _)| *peer);
                 self.expect(command, targets.chain(consumes.then_some(from)));
                 if let Some(issued) = self.commands.issued.get_mut(&command) {
-                    // Beyond the bound of those who are awaited nobody's answer is kept.
-                    if !issued.outcome.expected.contains(&from) {
-                        return effects.push(Effect::Dropped("unexpected_answer"));
-                    }
-                    issued.transits.remove(&from);
-                    let room = Limits::ACKS.saturating_sub(issued.transits.len());
                     let transits = to.iter().filter(|(_, is_target)| !is_target).map(|(peer, _)| *peer);
-                    issued.transits.extend(transits.take(room));
+                    extend_within(&mut issued.transits, transits);
+                    extend_within(&mut issued.passed_on, [from]);
                 }
                 return self.conclude_if_complete(now, effects);
             }
@@ -433,7 +424,10 @@ impl Machine {
         let Some(issued) = self.commands.issued.get_mut(&command) else {
             return effects.push(Effect::Dropped("forgotten_command"));
         };
-        issued.transits.remove(&from);
+        // Beyond the bound of those who are awaited nobody's answer is kept.
+        if !issued.outcome.expected.contains(&from) {
+            return effects.push(Effect::Dropped("unexpected_answer"));
+        }
         let late = issued.request.is_none();
         let reply = Reply { verdict, text, why, after: now.since(issued.at), late };
         issued.outcome.replies.entry(from).or_insert(reply);
@@ -442,8 +436,7 @@ impl Machine {
 
     fn expect(&mut self, command: Uuid, nodes: impl IntoIterator<Item = NodeId>) {
         if let Some(issued) = self.commands.issued.get_mut(&command) {
-            let room = Limits::ACKS.saturating_sub(issued.outcome.expected.len());
-            issued.outcome.expected.extend(nodes.into_iter().take(room));
+            extend_within(&mut issued.outcome.expected, nodes);
         }
     }
 
@@ -477,6 +470,12 @@ enum Term {
     Over,
     /// Of another leader, and later than what is known here: word of it is on its way, or it will be deposed.
     Unknown,
+}
+
+/// Adds nodes for as long as there is room.
+fn extend_within(set: &mut BTreeSet<NodeId>, nodes: impl IntoIterator<Item = NodeId>) {
+    let room = Limits::ACKS.saturating_sub(set.len());
+    set.extend(nodes.into_iter().take(room));
 }
 
 /// Cuts a text to so many bytes at most, between characters.

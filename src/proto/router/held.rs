@@ -25,6 +25,8 @@ pub struct Held {
     pub from: Option<NodeId>,
     /// To whom it was passed on, for as long as they stay.
     pub sent: BTreeSet<NodeId>,
+    /// It is for this node too, which waits until the command's term is known.
+    pub undecided: bool,
 }
 
 impl Held {
@@ -47,7 +49,7 @@ impl Held {
     }
 }
 
-/// The commands under way, bounded by number and bytes; those that expire first leave first.
+/// The commands under way, bounded by number and bytes: a new one takes the room of those that expire first.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
     held: BTreeMap<Uuid, Held>,
@@ -55,19 +57,23 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn hold(&mut self, now: Time, command: &Command, packet: &DataPacket, from: Option<NodeId>) {
+    /// Keeps a command, and says how many others had to give way to it before they had expired.
+    pub fn hold(&mut self, now: Time, command: &Command, packet: &DataPacket, from: Option<NodeId>) -> usize {
         let text = match &command.order {
             Order::Host(text) => text.len(),
             Order::Explain => 0,
         };
         let (bytes, expires) = (256 + text, now + Duration::from_millis(u64::from(command.remaining_ms)));
-        self.bytes += bytes;
-        let held = Held { packet: packet.clone(), at: now, expires, bytes, from, sent: BTreeSet::new() };
-        self.held.insert(command.id, held);
-        while self.held.len() > Limits::COMMANDS || self.bytes > Limits::COMMANDS_BYTES {
-            let Some((&first, _)) = self.held.iter().min_by_key(|(_, held)| held.expires) else { return };
+        let mut evicted = 0;
+        while self.held.len() >= Limits::COMMANDS || self.bytes + bytes > Limits::COMMANDS_BYTES {
+            let Some((&first, held)) = self.held.iter().min_by_key(|(_, held)| held.expires) else { break };
+            evicted += usize::from(now < held.expires);
             self.remove(&first);
         }
+        self.bytes += bytes;
+        let (packet, sent) = (packet.clone(), BTreeSet::new());
+        self.held.insert(command.id, Held { packet, at: now, expires, bytes, from, sent, undecided: false });
+        evicted
     }
 
     fn remove(&mut self, id: &Uuid) {
@@ -97,8 +103,13 @@ impl Store {
         self.held.get(id).map_or(Duration::ZERO, |held| now.since(held.at))
     }
 
-    pub fn is_living(&self, now: Time, id: &Uuid) -> bool {
-        self.held.get(id).is_some_and(|held| now < held.expires)
+    /// Those for this node that waited for their term to be known.
+    pub fn take_undecided(&mut self, now: Time) -> Vec<Command> {
+        let waiting = self.living_mut(now).filter_map(|(_, held)| match &held.packet.payload {
+            Payload::Command(command) if std::mem::take(&mut held.undecided) => Some(command.clone()),
+            _ => None,
+        });
+        waiting.collect()
     }
 
     /// Puts what its leader has issued under earlier terms under the present one.
@@ -126,5 +137,47 @@ impl Store {
             self.held.iter().filter(|(_, held)| now >= held.expires + LINGER).map(|(&id, _)| id).collect();
         old.iter().for_each(|id| self.remove(id));
         old.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::packet::{Direction, PacketType, Target};
+
+    fn hold(store: &mut Store, number: u128, remaining_ms: u32, text: &str) -> usize {
+        let (id, issuer) = (Uuid::from_u128(number), NodeId::from_bytes([1; 32]));
+        let command = Command { id, issuer, order: Order::Host(text.to_owned()), fence: None, remaining_ms };
+        let packet = DataPacket {
+            id,
+            source: issuer,
+            target: Target::Everyone,
+            direction: Direction::Downward,
+            kind: PacketType::Command,
+            epoch: 1,
+            sequence: number as u64,
+            hops: 0,
+            payload: Payload::Command(command.clone()),
+        };
+        store.hold(Time::ZERO, &command, &packet, None)
+    }
+
+    #[test]
+    fn a_new_command_takes_the_room_of_those_that_expire_first() {
+        let mut store = Store::default();
+        for number in 0..Limits::COMMANDS as u128 {
+            assert_eq!(hold(&mut store, number, 60_000 + number as u32, ""), 0);
+        }
+        // It expires before any other, and is kept all the same: it has not been passed on yet.
+        assert_eq!(hold(&mut store, 1 << 64, 1, ""), 1);
+        assert!(store.contains(&Uuid::from_u128(1 << 64)) && !store.contains(&Uuid::nil()));
+        assert_eq!(store.len(), Limits::COMMANDS);
+        // Bytes are bounded as well.
+        let long = "x".repeat(Limits::COMMAND_BYTES);
+        for number in 0..300 {
+            hold(&mut store, (1 << 65) + number, 90_000, &long);
+        }
+        assert!(store.bytes <= Limits::COMMANDS_BYTES);
+        assert!(store.contains(&Uuid::from_u128((1 << 65) + 299)));
     }
 }

@@ -82,9 +82,12 @@ impl Machine {
 
     fn take_term(&mut self) {
         let counter = self.command.highest.map_or(0, |fence| fence.counter).saturating_add(1);
-        self.command.fence = Some(Fence { counter, leader: self.settings.me });
-        self.command.highest = self.command.fence;
-        self.touch();
+        let term = Some(Fence { counter, leader: self.settings.me });
+        // At the end of the counter, where only a liar can have put it, there may be none that is higher.
+        if term > self.command.highest {
+            (self.command.fence, self.command.highest) = (term, term);
+            self.touch();
+        }
     }
 
     /// A root that has somebody below commands under a term of its own.

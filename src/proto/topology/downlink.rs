@@ -93,6 +93,10 @@ impl Machine {
         if known.is_some_and(|child| (child.tenure, child.serial) > (tenure, serial)) {
             return effects.push(Effect::Dropped("stale_attach"));
         }
+        // Nobody has seen a root higher than the mesh has levels.
+        if applicant.known_root > Some(self.settings.top_level) {
+            return effects.push(Effect::Dropped("impossible_root"));
+        }
         let welcome = !matches!(self.refusal(peer, effective_level, backup), Some(Refusal::Level | Refusal::Closed));
         if welcome && !backup {
             self.make_room(now, peer, effective_level, effects);
@@ -128,13 +132,15 @@ impl Machine {
     fn refusal(&self, peer: NodeId, effective_level: Level, backup: bool) -> Option<Refusal> {
         let own = &self.description;
         let (children, reserved) = (&self.downlink.children, &self.downlink.reserved);
+        // Who is a child already stays one, even of a parent that takes no others now.
+        let open = children.contains_key(&peer) || (own.can_parent && own.operational);
         let others = children.keys().filter(|id| **id != peer).count();
         let kept = reserved.keys().filter(|id| **id != peer && !children.contains_key(id)).count();
         // They are all claimed at once only if several parents die together.
         let taken = if backup { others + kept / Limits::RESERVATIONS_PER_SLOT } else { others };
         if effective_level >= self.effective_level() {
             Some(Refusal::Level)
-        } else if self.leaving || !own.can_parent || !own.operational {
+        } else if self.leaving || !open {
             Some(Refusal::Closed)
         } else if taken >= usize::from(self.settings.max_children) {
             Some(Refusal::Full)
@@ -155,7 +161,10 @@ impl Machine {
         self.command.known_root = self.command.known_root.max(applicant.known_root);
         self.heard_of_term(applicant.fence, effects);
         let Applicant { level, effective_level, capabilities, account, fence, .. } = applicant;
-        let child = ChildView { tenure, serial, effective_level, fence, since: now };
+        // A child that confirms its link has been one since it attached.
+        let known = self.downlink.children.get(&peer).filter(|child| child.serial == serial);
+        let since = known.map_or(now, |child| child.since);
+        let child = ChildView { tenure, serial, effective_level, fence, since };
         if self.downlink.children.insert(peer, child).is_none() {
             effects.push(Effect::Event(Event::PeerAdded { child: peer }));
         }

@@ -339,7 +339,11 @@ impl Machine {
             Frame::HandOver { to } => self.handed_over(now, peer, to, effects),
             Frame::Path(path) => self.path_changed(now, peer, path, effects),
             Frame::Subtree { full, changes } => self.subtree_reported(now, peer, full, changes, effects),
-            Frame::Resync => self.report_whole_subtree_to(peer, effects),
+            // The answer to it has the whole subtree reported.
+            Frame::Resync if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) => {
+                self.confirm_parent(effects);
+            }
+            Frame::Resync => {}
             Frame::Lateral(lateral) => self.lateral_said(now, peer, lateral, effects),
         }
     }

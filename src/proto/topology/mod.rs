@@ -86,7 +86,9 @@ impl Path {
     /// Whether a path from outside is short enough and rises strictly.
     pub fn is_possible(&self) -> bool {
         let rises = |w: &[Waypoint]| w[0].effective_level < w[1].effective_level;
-        (1..=Limits::PATH).contains(&self.waypoints.len()) && self.waypoints.windows(2).all(rises)
+        (1..=Limits::PATH).contains(&self.waypoints.len())
+            && self.waypoints.iter().all(|waypoint| waypoint.effective_level >= waypoint.level)
+            && self.waypoints.windows(2).all(rises)
     }
 }
 
@@ -186,13 +188,17 @@ impl Frame {
     /// Whether a frame from outside is within its bounds.
     pub fn is_possible(&self) -> bool {
         match self {
-            Self::Attach { applicant, .. } => applicant.capabilities.len() <= Limits::CAPABILITIES,
+            Self::Attach { applicant, .. } => {
+                applicant.capabilities.len() <= Limits::CAPABILITIES && applicant.effective_level >= applicant.level
+            }
             Self::Subtree { changes, .. } => {
-                let small = |change: &Change| match change {
-                    Change::Added(descendant) => descendant.capabilities.len() <= Limits::CAPABILITIES,
+                let possible = |change: &Change| match change {
+                    Change::Added(below) => {
+                        below.capabilities.len() <= Limits::CAPABILITIES && below.effective_level >= below.level
+                    }
                     Change::Removed(_) => true,
                 };
-                changes.len() <= Limits::SUBTREE_CHANGES && changes.iter().all(small)
+                changes.len() <= Limits::SUBTREE_CHANGES && changes.iter().all(possible)
             }
             Self::Accept { path, .. } | Self::Path(path) => path.waypoints.len() <= Limits::PATH,
             _ => true,

@@ -288,7 +288,8 @@ impl Machine {
     }
 
     pub(super) fn choose_parent(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if self.uplink.attempt.is_some() || (!self.settings.repair && self.uplink.last_change.is_some()) {
+        let orphaned = self.uplink.parent.is_none() && self.uplink.last_change.is_some();
+        if self.uplink.attempt.is_some() || (orphaned && !self.settings.repair) {
             return;
         }
         self.note_roots(now);
@@ -494,6 +495,10 @@ impl Machine {
         }
         if self.uplink.attempt.as_ref().is_some_and(|a| a.id == peer && a.serial == serial) {
             self.attempt_failed(now, peer, Cause::Refused, &format!("refused: {reason:?}").to_lowercase(), effects);
+        }
+        // It could not confirm the link under this node's new tenure.
+        if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer && parent.serial == serial) {
+            self.lose_parent(now, Cause::Refused, &format!("refused: {reason:?}").to_lowercase(), effects);
         }
     }
 

@@ -36,6 +36,10 @@ impl Limits {
     pub const INTRODUCTIONS: usize = 3;
     /// How long a link that nobody needs stays open.
     pub const IDLE_LINK: Duration = Duration::from_secs(10);
+    /// How long a connection may be silent before it counts as dead, and how often it is kept from that. Heartbeats tell
+    /// sooner where it matters.
+    pub const CONNECTION_SILENCE: Duration = Duration::from_secs(10);
+    pub const KEEP_ALIVE: Duration = Duration::from_secs(4);
     /// How long a dial may take; QUIC's own handshake time-out is 3 s.
     pub const DIAL: Duration = Duration::from_secs(2);
     /// Nodes below one node that it knows by name and way; 100 bytes each.

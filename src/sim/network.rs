@@ -17,8 +17,8 @@ pub const DATAGRAM_OVERHEAD: usize = 58;
 pub const ACK_BYTES: usize = 30;
 /// What a gossip broadcast costs beyond one copy per receiver.
 pub const GOSSIP_REDUNDANCY: f64 = 1.2;
-/// QUIC's idle time-out as the node sets it.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A PING and its acknowledgement.
+pub const KEEP_ALIVE_BYTES: usize = 2 * (DATAGRAM_OVERHEAD + 2);
 /// How long a dial into nowhere takes to fail.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The queue in front of a link with limited bandwidth.
@@ -100,6 +100,8 @@ pub struct Pipe {
 pub struct Conn {
     pub ends: [End; 2],
     pub pipes: [Pipe; 2],
+    /// When anything was last sent over it.
+    pub used: Time,
 }
 
 /// All connections, and what each direction is like.
@@ -162,10 +164,10 @@ impl Network {
     }
 
     /// Opens a connection and returns the ids of its ends, the dialler's first.
-    pub fn connect(&mut self, ends: [End; 2]) -> [ConnId; 2] {
+    pub fn connect(&mut self, now: Time, ends: [End; 2]) -> [ConnId; 2] {
         let index = self.next;
         self.next += 1;
-        self.conns.insert(index, Conn { ends, pipes: Default::default() });
+        self.conns.insert(index, Conn { ends, pipes: Default::default(), used: now });
         [ConnId(index * 2), ConnId(index * 2 + 1)]
     }
 

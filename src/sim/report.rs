@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::Strategy;
 use crate::id::{NodeId, NodeName};
 use crate::level::Levels;
+use crate::limits::Limits;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::proto::election::Role;
@@ -179,6 +180,8 @@ pub struct CommandReport {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Traffic {
     pub idle_bytes_per_node_s: Option<f64>,
+    /// What it is made of.
+    pub idle_by_kind: BTreeMap<&'static str, f64>,
     pub beacons_per_node_s: f64,
     pub by_kind: BTreeMap<&'static str, u64>,
     /// What nodes dropped, by why.
@@ -218,13 +221,12 @@ pub struct Recorder {
     parent_changes: u64,
     attached_at: Vec<Time>,
     messages: u64,
-    bytes: u64,
     by_kind: BTreeMap<&'static str, u64>,
     up_bytes: BTreeMap<u8, u64>,
     raw_bytes_at_root: u64,
     drops: BTreeMap<&'static str, u64>,
-    /// Bytes sent up to each second.
-    timeline: Vec<u64>,
+    /// Bytes sent up to each second, by kind.
+    timeline: Vec<BTreeMap<&'static str, u64>>,
     first_activity: Option<Time>,
 }
 
@@ -250,7 +252,6 @@ impl Recorder {
             parent_changes: 0,
             attached_at: vec![Time::ZERO; nodes],
             messages: 0,
-            bytes: 0,
             by_kind: BTreeMap::new(),
             up_bytes: BTreeMap::new(),
             raw_bytes_at_root: 0,
@@ -279,12 +280,11 @@ impl Recorder {
 
     pub fn wire(&mut self, kind: &'static str, bytes: usize) {
         self.messages += 1;
-        self.bytes += bytes as u64;
         *self.by_kind.entry(kind).or_default() += bytes as u64;
     }
 
     pub fn second(&mut self, now: Time) {
-        self.timeline.push(self.bytes);
+        self.timeline.push(self.by_kind.clone());
         self.note_convergence(now);
     }
 
@@ -356,7 +356,7 @@ impl Recorder {
             *self.claimants.entry(root).or_default() += 1;
         }
         let agree = self.claimants.len() == 1 && self.live == nodes.iter().filter(|node| node.is_up()).count();
-        self.agreed = agree.then_some((now, self.messages, self.bytes));
+        self.agreed = agree.then_some((now, self.messages, self.by_kind.values().sum()));
     }
 
     fn note_convergence(&mut self, now: Time) {
@@ -598,17 +598,23 @@ impl World {
 }
 
 impl Recorder {
+    /// Bytes per node and second, from a minute after the tree stands to the first activity, if that is a minute more.
+    fn idle_by_kind(&self, nodes: usize, virtual_s: f64) -> Option<BTreeMap<&'static str, f64>> {
+        let from = self.formation.converged_s?.ceil() as usize + 60;
+        let until = self.first_activity.map_or(virtual_s, Time::as_secs_f64).floor() as usize;
+        let seconds = until.checked_sub(from).filter(|seconds| *seconds >= 60)?;
+        let at = |second: usize| self.timeline.get(second.checked_sub(1)?);
+        let (before, after) = (at(from)?, at(until)?);
+        let bytes = |kind| after[kind] - before.get(kind).copied().unwrap_or(0);
+        Some(after.keys().map(|&kind| (kind, bytes(kind) as f64 / seconds as f64 / nodes as f64)).collect())
+    }
+
     fn traffic(&self, nodes: usize, virtual_s: f64, levels: &Levels) -> Traffic {
-        let idle = self.formation.converged_s.and_then(|converged| {
-            let from = converged.ceil() as usize + 60;
-            let until = self.first_activity.map_or(virtual_s, Time::as_secs_f64).floor() as usize;
-            let at = |second: usize| self.timeline.get(second.checked_sub(1)?).copied();
-            let bytes = at(until)?.checked_sub(at(from)?)?;
-            (until >= from + 60).then(|| bytes as f64 / (until - from) as f64 / nodes as f64)
-        });
-        use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, GOSSIP_REDUNDANCY, IDLE_TIMEOUT};
+        let idle_by_kind = self.idle_by_kind(nodes, virtual_s);
+        use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, GOSSIP_REDUNDANCY, KEEP_ALIVE_BYTES};
         Traffic {
-            idle_bytes_per_node_s: idle,
+            idle_bytes_per_node_s: idle_by_kind.as_ref().map(|kinds| kinds.values().sum()),
+            idle_by_kind: idle_by_kind.unwrap_or_default(),
             beacons_per_node_s: self.beacons as f64 / virtual_s.max(1.0) / nodes as f64,
             by_kind: self.by_kind.clone(),
             dropped: self.drops.clone(),
@@ -621,7 +627,9 @@ impl Recorder {
                 ("datagram_overhead_bytes", DATAGRAM_OVERHEAD as f64),
                 ("ack_bytes", ACK_BYTES as f64),
                 ("gossip_redundancy", GOSSIP_REDUNDANCY),
-                ("idle_timeout_s", IDLE_TIMEOUT.as_secs_f64()),
+                ("keep_alive_bytes", KEEP_ALIVE_BYTES as f64),
+                ("keep_alive_s", Limits::KEEP_ALIVE.as_secs_f64()),
+                ("idle_timeout_s", Limits::CONNECTION_SILENCE.as_secs_f64()),
             ]),
         }
     }

@@ -8,12 +8,13 @@ use rand::RngExt;
 
 use crate::codec;
 use crate::id::NodeId;
+use crate::limits::Limits;
 use crate::proto::beacon::{Beacon, Scope};
 use crate::proto::frame::Frame;
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::Input;
 use crate::proto::router;
-use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, DIAL_TIMEOUT, End, GOSSIP_REDUNDANCY, IDLE_TIMEOUT};
+use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, DIAL_TIMEOUT, End, GOSSIP_REDUNDANCY, KEEP_ALIVE_BYTES};
 use crate::sim::world::{Happening, World};
 
 impl World {
@@ -49,19 +50,20 @@ impl World {
             return self.at(self.now + DIAL_TIMEOUT, Happening::DialFailed { from, incarnation, to });
         }
         let end = |node: usize| End { node, open: true };
-        let [mine, theirs] = self.network.connect([end(from), end(at)]);
+        let [mine, theirs] = self.network.connect(self.now, [end(from), end(at)]);
         let peer = self.nodes[from].id;
         self.give(at, Input::Links(link::Input::Accepted { peer, conn: theirs }));
         self.give(from, Input::Links(link::Input::Dialled { peer: to, conn: mine }));
     }
 
     pub(super) fn send(&mut self, i: usize, conn: ConnId, frame: Frame) {
-        let (bytes, kind) = (self.frame_bytes(&frame), frame.kind());
+        let (bytes, kind, now) = (self.frame_bytes(&frame), frame.kind(), self.now);
         let Some((link, side)) = self.network.conn(conn) else { return };
         if !link.ends[side].open {
             return;
         }
         let to = link.ends[1 - side].node;
+        link.used = now;
         self.recorder.wire(kind, bytes + DATAGRAM_OVERHEAD + ACK_BYTES);
         self.recorder.sent(&self.nodes, i, &frame, bytes);
         self.note_transmission(i, to, &frame);
@@ -159,8 +161,10 @@ impl World {
     }
 
     pub(super) fn send_beat(&mut self, i: usize, conn: ConnId, beat: Beat) {
+        let now = self.now;
         let Some((link, side)) = self.network.conn(conn) else { return };
         let to = link.ends[1 - side].node;
+        link.used = now;
         let bytes = codec::encode(&beat).len() + 1;
         self.recorder.wire("heartbeat", bytes + DATAGRAM_OVERHEAD);
         let quality = self.network.quality(i, to);
@@ -199,7 +203,7 @@ impl World {
                 self.network.close_end(conn);
             }
         }
-        self.at(self.now + IDLE_TIMEOUT, Happening::IdleCheck { conn: far });
+        self.at(self.now + Limits::CONNECTION_SILENCE, Happening::IdleCheck { conn: far });
     }
 
     pub(super) fn idle_check(&mut self, conn: ConnId) {
@@ -214,12 +218,23 @@ impl World {
         }
     }
 
+    /// QUIC keeps those connections alive that nothing else does.
+    pub(super) fn keep_alive(&mut self) {
+        for conn in self.network.conns.values_mut() {
+            let open = conn.ends.iter().all(|end| end.open);
+            if open && self.now.since(conn.used) >= Limits::KEEP_ALIVE {
+                conn.used = self.now;
+                self.recorder.wire("keep_alive", KEEP_ALIVE_BYTES);
+            }
+        }
+    }
+
     /// After a cut, connections across it die of silence.
     pub(super) fn check_idle_soon(&mut self) {
         let ends: Vec<_> =
             self.network.conns.keys().flat_map(|&index| [ConnId(index * 2), ConnId(index * 2 + 1)]).collect();
         for conn in ends {
-            self.at(self.now + IDLE_TIMEOUT, Happening::IdleCheck { conn });
+            self.at(self.now + Limits::CONNECTION_SILENCE, Happening::IdleCheck { conn });
         }
     }
 

@@ -24,7 +24,7 @@ use crate::proto::sample::Telemetry;
 use crate::proto::topology::{Fence, Tenure, View};
 use crate::sim::generate::{Blueprint, blueprints};
 use crate::sim::invariants::Invariants;
-use crate::sim::network::{IDLE_TIMEOUT, Network};
+use crate::sim::network::Network;
 use crate::sim::report::{Recorder, Report};
 use crate::sim::scenario::{Scenario, Text};
 use crate::sim::target::TargetSpec;
@@ -335,7 +335,7 @@ impl World {
             .collect();
         for end in dead {
             self.network.close_end(end);
-            self.at(now + IDLE_TIMEOUT, Happening::IdleCheck { conn: ConnId(end.0 ^ 1) });
+            self.at(now + Limits::CONNECTION_SILENCE, Happening::IdleCheck { conn: ConnId(end.0 ^ 1) });
         }
         self.recorder.view_changed(now, &self.nodes, i);
     }
@@ -544,6 +544,7 @@ impl World {
             let name = self.nodes[i].name.clone();
             self.invariants.check_bounds(self.now, name.as_str(), &tables);
         }
+        self.keep_alive();
         self.recorder.second(self.now);
         self.recorder.partitions.second(self.now, &self.nodes);
         if self.over && self.recorder.settled_since.is_none() && self.is_settled() {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
@@ -30,10 +29,6 @@ use crate::transport::{Gate, MeshConnection, MeshTransport, Received, TransportE
 
 /// The protocol's name in the TLS handshake; its number changes when frames do.
 pub const ALPN: &[u8] = b"tussock/1";
-
-/// QUIC's own timers are the backstop: heartbeats on links of the tree decide sooner.
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A started endpoint.
 pub struct IrohTransport {
@@ -89,12 +84,12 @@ impl IrohTransport {
         if listen.port() != 0 {
             drop(std::net::UdpSocket::bind(listen).map_err(|error| refused(error.to_string()))?);
         }
-        let idle = IdleTimeout::try_from(IDLE_TIMEOUT).map_err(|error| refused(error.to_string()))?;
+        let idle = IdleTimeout::try_from(Limits::CONNECTION_SILENCE).map_err(|error| refused(error.to_string()))?;
         let timers = QuicTransportConfig::builder()
-            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_interval(Limits::KEEP_ALIVE)
             .max_idle_timeout(Some(idle))
-            .default_path_keep_alive_interval(KEEP_ALIVE)
-            .default_path_max_idle_timeout(IDLE_TIMEOUT)
+            .default_path_keep_alive_interval(Limits::KEEP_ALIVE)
+            .default_path_max_idle_timeout(Limits::CONNECTION_SILENCE)
             .build();
         let lookup = MemoryLookup::new();
         let endpoint = Endpoint::builder(presets::Minimal)

@@ -25,9 +25,6 @@ use crate::proto::beacon::Scope;
 use crate::proto::link::{CloseReason, ConnId};
 use crate::transport::{Gate, MeshConnection, MeshTransport, Received, TransportError};
 
-/// How long a connection stays open without a sign of its peer.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// What every wire of a switchboard is like.
 #[derive(Clone, Copy, Debug)]
 pub struct Wires {
@@ -369,7 +366,7 @@ async fn watch_idle(wire: Arc<Wire>) {
         }
         let silent = wire.is_cut() || wire.is_over();
         cut_for = if silent { cut_for + LOOK } else { Duration::ZERO };
-        if cut_for >= IDLE_TIMEOUT {
+        if cut_for >= Limits::CONNECTION_SILENCE {
             wire.close(0, "timed out".into());
             wire.close(1, "timed out".into());
         }

@@ -13,7 +13,7 @@ use crate::proto::geo::{Cell, GeoPoint};
 use crate::time::Time;
 
 /// Nodes of one level that speak in one cell; beyond, they speak in half of it.
-const CROWD: usize = 4;
+const CROWD: usize = 2;
 /// How much finer than its base a level's cells become at most, in halvings.
 const FINEST: u8 = 16;
 /// How many sizes of cell a listener follows per level, beside the base.
@@ -59,7 +59,7 @@ impl Fineness {
         let before = self.0;
         if self.0 < FINEST && speaking(self.bits(level)) > CROWD {
             self.0 += 1;
-        } else if self.0 > 0 && speaking(self.bits(level) - 1) < CROWD / 2 {
+        } else if self.0 > 0 && speaking(self.bits(level) - 1) <= CROWD / 2 {
             self.0 -= 1;
         }
         self.0 != before

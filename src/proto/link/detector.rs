@@ -36,6 +36,14 @@ impl Detector {
         Self { interval, heard: now, beat_at: now, probes: 0, probed: now, sequence: 0, echo: 0 }
     }
 
+    /// Beats so often from now on.
+    pub fn keep_pace(&mut self, now: Time, interval: Duration) {
+        if interval != self.interval {
+            *self = Self { interval, beat_at: now, ..self.clone() };
+            self.heard(now);
+        }
+    }
+
     /// Anything at all from the peer is a sign of life.
     pub fn heard(&mut self, now: Time) {
         self.heard = now;

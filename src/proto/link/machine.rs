@@ -157,6 +157,7 @@ pub struct Machine {
     requested: BTreeSet<NodeId>,
     view: Arc<View>,
     tree: BTreeSet<NodeId>,
+    backups: BTreeSet<NodeId>,
     hellos: u64,
     seek_at: Time,
     seek_after: Option<NodeId>,
@@ -165,6 +166,9 @@ pub struct Machine {
     rng: Pcg32,
 }
 
+/// How many times less often a backup's link beats than the parent's: it is not leaned on yet, and each beat costs as
+/// much.
+const BACKUP_PACE: u32 = 4;
 /// How often a node without a place looks whether somebody it was told of can be introduced to.
 const INTRODUCE: Duration = Duration::from_millis(250);
 
@@ -179,6 +183,7 @@ impl Machine {
             requested: BTreeSet::new(),
             view,
             tree: BTreeSet::new(),
+            backups: BTreeSet::new(),
             // A machine that starts cold within one process says later hellos than before.
             hellos: now.as_micros(),
             seek_at: now + Duration::from_secs(1),
@@ -309,7 +314,7 @@ impl Machine {
 
     fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
         self.view = view;
-        self.tree = self.view.tree_peers();
+        (self.tree, self.backups) = (self.view.tree_peers(), self.view.backup_peers());
         for peer in self.view.wanted.clone() {
             if !self.links.contains_key(&peer) && self.known.get(&peer).is_none_or(|k| now >= k.not_before) {
                 self.dial(peer, effects);
@@ -323,23 +328,26 @@ impl Machine {
     }
 
     fn needs(&self, peer: &NodeId) -> bool {
-        self.view.wanted.contains(peer) || self.tree.contains(peer) || self.requested.contains(peer)
+        self.view.wanted.contains(peer) || self.pace(peer).is_some()
     }
 
-    /// Links that the tree or the host leans on are watched by heartbeats; of others QUIC tells soon enough.
-    fn is_watched(&self, peer: &NodeId) -> bool {
-        self.tree.contains(peer) || self.requested.contains(peer)
+    /// How often heartbeats go over a link: most often where the tree or the host leans on it, less often where the
+    /// tree may do so later. Of others QUIC tells soon enough.
+    fn pace(&self, peer: &NodeId) -> Option<Duration> {
+        if self.tree.contains(peer) || self.requested.contains(peer) {
+            Some(self.settings.heartbeat)
+        } else {
+            self.backups.contains(peer).then_some(self.settings.heartbeat * BACKUP_PACE)
+        }
     }
 
     fn refresh_need(&mut self, now: Time, peer: NodeId) {
-        let (needed, watched) = (self.needs(&peer), self.is_watched(&peer));
-        let heartbeat = self.settings.heartbeat;
+        let (needed, pace) = (self.needs(&peer), self.pace(&peer));
         let Some(link) = self.links.get_mut(&peer) else { return };
         link.idle_since = if needed { None } else { link.idle_since.or(Some(now)) };
-        match (watched, &link.detector) {
-            (true, None) => link.detector = Some(Detector::new(now, heartbeat)),
-            (false, Some(_)) => link.detector = None,
-            _ => {}
+        match (pace, &mut link.detector) {
+            (Some(pace), Some(detector)) => detector.keep_pace(now, pace),
+            (pace, detector) => *detector = pace.map(|pace| Detector::new(now, pace)),
         }
     }
 

@@ -161,10 +161,14 @@ impl Machine {
     }
 
     pub(super) fn lateral_gone(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
-        if self.laterals.0.remove(&peer) == Some(Bond::Accepted) {
-            effects.push(Effect::Event(Event::LateralPeerLost { peer }));
-            self.touch();
+        match self.laterals.0.get(&peer) {
+            // Who rests goes on resting when the link that nobody needs is closed.
+            None | Some(Bond::Resting { .. }) => return,
+            Some(Bond::Offered { .. }) => {}
+            Some(Bond::Accepted) => effects.push(Effect::Event(Event::LateralPeerLost { peer })),
         }
+        self.laterals.0.remove(&peer);
+        self.touch();
     }
 
     pub(super) fn lateral_unreachable(&mut self, now: Time, peer: NodeId) {

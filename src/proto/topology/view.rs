@@ -186,10 +186,14 @@ impl View {
         self.parent_id() == Some(*peer) || self.children.contains_key(peer) || self.laterals.contains(peer)
     }
 
-    /// Peers whose links are watched by heartbeats: parent, children, backup, and those we are backup of.
+    /// Peers over links of the tree: parent and children.
     pub fn tree_peers(&self) -> BTreeSet<NodeId> {
-        let above = self.parent_id().into_iter().chain(self.backup);
-        above.chain(self.children.keys().copied()).chain(self.reserved.iter().copied()).collect()
+        self.parent_id().into_iter().chain(self.children.keys().copied()).collect()
+    }
+
+    /// Peers over links that may become ones of the tree: the backup, and those we are backup of.
+    pub fn backup_peers(&self) -> BTreeSet<NodeId> {
+        self.backup.into_iter().chain(self.reserved.iter().copied()).collect()
     }
 
     /// What this node tells its children of the way up.

@@ -12,6 +12,7 @@ use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::messages::EventRecord;
 use crate::node::{Node, NodeError};
+use crate::proto::aggregate::{Stats, Totals};
 use crate::proto::beacon::Vitality;
 use crate::proto::packet::{Target, Verdict};
 use crate::proto::router::Outcome;
@@ -132,7 +133,24 @@ fn summary(summary: &Summary) -> Value {
             "count": skill.count,
             "best_confidence": f64::from(skill.best_percent) / 100.0,
         }))).collect::<serde_json::Map<_, _>>(),
+        "provisional": summary.provisional.as_ref().map(|waiting| totals(waiting)),
     })
+}
+
+/// What samples add up to.
+fn totals(totals: &Totals) -> Value {
+    let stats = |stats: &Stats| {
+        json!({
+            "count": stats.count,
+            "sum": stats.sum,
+            "min": stats.min,
+            "max": stats.max,
+            "mean": stats.mean(),
+            "spread": stats.spread(),
+        })
+    };
+    let metrics = totals.metrics.iter().map(|(name, of)| (name.clone(), stats(of)));
+    json!({"samples": totals.samples, "metrics": metrics.collect::<serde_json::Map<_, _>>()})
 }
 
 /// Why a node has the parent it has; another one is asked through the tree.

@@ -115,7 +115,8 @@ impl Totals {
         }
     }
 
-    fn is_possible(&self) -> bool {
+    /// Whether totals from outside can be true.
+    pub fn is_possible(&self) -> bool {
         let named = |name: &String| (1..=Limits::METRIC_NAME_BYTES).contains(&name.len());
         self.metrics.len() <= Limits::UNIT_METRICS
             && self

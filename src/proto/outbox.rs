@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::account::{AccountId, Mark};
-use crate::proto::aggregate::{JournalId, Source};
+use crate::proto::aggregate::{JournalId, Source, Totals};
 use crate::proto::ranges::RangeSet;
 use crate::proto::sample::{Priority, Sample};
 
@@ -89,6 +89,13 @@ impl Outbox {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What the samples add up to that are not yet committed.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.samples.values().for_each(|sample| totals.add(sample));
+        totals
     }
 
     pub fn sequences(&self) -> impl Iterator<Item = u64> {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::proto::aggregate::Totals;
 use crate::proto::beacon::Capability;
 use crate::proto::geo::{EARTH_RADIUS_M, GeoPoint};
 use crate::proto::sample::Condition;
@@ -75,6 +76,8 @@ pub struct Summary {
     pub batteries: Batteries,
     pub skills: BTreeMap<String, Skill>,
     pub opaque: Option<Vec<u8>>,
+    /// In a partition, what the members' samples add up to that wait to be committed.
+    pub provisional: Option<Box<Totals>>,
 }
 
 impl Summary {
@@ -91,6 +94,7 @@ impl Summary {
             batteries: batteries.unwrap_or_default(),
             skills: state.capabilities.iter().map(skill).collect(),
             opaque: state.opaque.clone(),
+            provisional: None,
         }
     }
 
@@ -114,6 +118,9 @@ impl Summary {
                     None if full => {}
                     None => drop(whole.skills.insert(kind.clone(), *skill)),
                 }
+            }
+            if let Some(provisional) = &part.provisional {
+                whole.provisional.get_or_insert_default().merge(provisional);
             }
         }
         let opaque: Vec<_> = parts.iter().filter_map(|part| part.opaque.as_deref()).collect();
@@ -154,6 +161,7 @@ impl Summary {
             && self.skills.len() <= Limits::SKILLS
             && self.skills.iter().all(skill)
             && self.opaque.as_ref().is_none_or(|opaque| opaque.len() <= Limits::OPAQUE_BYTES)
+            && self.provisional.as_ref().is_none_or(|totals| totals.is_possible())
     }
 }
 

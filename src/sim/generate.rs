@@ -7,7 +7,8 @@ use crate::config::{Config, Problems};
 use crate::id::{NodeId, NodeName};
 use crate::level::Level;
 use crate::proto::geo::GeoPoint;
-use crate::sim::scenario::{Scenario, Text};
+use crate::proto::sample::Condition;
+use crate::sim::scenario::{NodeEntry, Scenario, Text};
 
 /// A node before the run.
 #[derive(Clone, Debug)]
@@ -16,6 +17,7 @@ pub struct Blueprint {
     pub id: NodeId,
     pub config: Config,
     pub disk: bool,
+    pub condition: Condition,
 }
 
 /// All nodes of a scenario: the generated ones, highest level first, then those written one by one.
@@ -47,7 +49,8 @@ pub fn blueprints(
             let message = format!("the name `{}` is taken", entry.name);
             return Err(Problems(vec![text.problem(&["node", &index, "name"], message, "names are unique")]));
         }
-        all.push(Blueprint { id: id_of(&entry.name), name: entry.name.clone(), config, disk: entry.disk });
+        let NodeEntry { name, disk, condition, .. } = entry.clone();
+        all.push(Blueprint { id: id_of(&name), name, config, disk, condition });
     }
     if all.is_empty() {
         let problem = text.problem(&["mesh"], "there are no nodes", "give counts in [mesh], or [[node]] entries");
@@ -128,7 +131,7 @@ fn generated(
             let mut config = base.clone();
             config.node.level = label;
             config.node.position = Some(position);
-            all.push(Blueprint { id: id_of(&name), name, config, disk: true });
+            all.push(Blueprint { id: id_of(&name), name, config, disk: true, condition: Condition::Nominal });
         }
         above = here;
         depth += 1;

@@ -26,6 +26,8 @@ pub struct PartitionReport {
     pub bytes_to_heal: u64,
     /// Bytes of samples that waited in the part when the cut ended.
     pub true_difference_bytes: u64,
+    /// The most samples that a node of the part showed in its provisional totals.
+    pub provisional_samples: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -58,6 +60,7 @@ impl Partitions {
                 roots_after: None,
                 bytes_to_heal: 0,
                 true_difference_bytes: 0,
+                provisional_samples: 0,
             };
             let (ended, waiting) = (None, Vec::new());
             self.0.push(Part { fault, members, cut: now, ended, detected: 0, healed: 0, waiting, report });
@@ -111,8 +114,13 @@ impl Partitions {
         }
     }
 
-    /// Looks whether what waited at the end of a cut is counted.
+    /// Looks at what the parts show, and whether what waited at the end of a cut is counted.
     pub fn second(&mut self, now: Time, nodes: &[SimNode]) {
+        for part in self.0.iter_mut().filter(|part| part.ended.is_none()) {
+            let summaries = part.members.iter().filter_map(|&i| Some(nodes[i].node.as_ref()?.router.summary()));
+            let shown = summaries.filter_map(|summary| Some(summary.provisional.as_ref()?.samples)).max();
+            part.report.provisional_samples = part.report.provisional_samples.max(shown.unwrap_or(0));
+        }
         for part in self.0.iter_mut().filter(|part| part.report.flushed_s.is_none()) {
             let Some(ended) = part.ended else { continue };
             let oldest = |i: usize| nodes[i].disk.outbox.sequences().next();

@@ -9,6 +9,7 @@ use crate::config::{CapabilityEntry, Config, Layers, Place, Problem, Problems, S
 use crate::id::NodeName;
 use crate::proto::beacon::Mobility;
 use crate::proto::geo::GeoPoint;
+use crate::proto::sample::Condition;
 use crate::sim::target::TargetSpec;
 
 /// Scenarios that come with the program.
@@ -99,6 +100,9 @@ pub struct NodeEntry {
     pub mobility: Option<Mobility>,
     #[serde(default)]
     pub capabilities: Vec<CapabilityEntry>,
+    /// How it says it is.
+    #[serde(default)]
+    pub condition: Condition,
     /// Whether its disk survives a crash.
     #[serde(default = "yes")]
     pub disk: bool,

@@ -20,12 +20,13 @@ use crate::proto::durable::{Durable, Record};
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::{Input, Node, Output};
 use crate::proto::router;
-use crate::proto::sample::Telemetry;
+use crate::proto::sample::{Condition, Telemetry};
 use crate::proto::topology::{Fence, Tenure, View};
 use crate::sim::generate::{Blueprint, blueprints};
 use crate::sim::invariants::Invariants;
 use crate::sim::network::Network;
-use crate::sim::report::{Recorder, Report};
+use crate::sim::recorder::Recorder;
+use crate::sim::report::Report;
 use crate::sim::scenario::{Scenario, Text};
 use crate::sim::target::TargetSpec;
 use crate::sim::truth::{TAG, Truth};
@@ -43,6 +44,8 @@ pub struct SimNode {
     pub node: Option<Node>,
     pub disk: Durable,
     pub keeps_disk: bool,
+    /// What it says of itself in its telemetry.
+    pub condition: Condition,
     pub incarnation: u64,
     pub started: Time,
     /// Faults that hold it down, or frozen.
@@ -519,7 +522,7 @@ impl World {
             return;
         }
         let tag = f64::from(self.rng.random_range(1u32..1 << 30));
-        let mut telemetry = Telemetry::new().metric(TAG, tag);
+        let mut telemetry = Telemetry::new().metric(TAG, tag).condition(self.nodes[i].condition);
         for n in 0..self.scenario.telemetry.metrics {
             telemetry = telemetry.metric(format!("metric-{n}"), self.rng.random_range(0.0..100.0));
         }
@@ -569,6 +572,7 @@ fn sim_node(
         config: plan.config,
         node: None,
         keeps_disk: plan.disk,
+        condition: plan.condition,
         incarnation: 0,
         started: Time::ZERO,
         down: 0,

@@ -222,6 +222,9 @@ pub async fn status(args: &LookArgs, format: Format) -> Result<u8, Failure> {
             word(&s["members"]),
             word(&s["worst_health"])
         );
+        if let Some(waiting) = s["provisional"]["samples"].as_u64() {
+            text += &format!("cut off     {waiting} samples of these nodes wait for the root\n");
+        }
         let t = &d["telemetry"];
         text += &format!(
             "samples     {} acknowledged, {} committed, {} waiting, {} counted here\n",

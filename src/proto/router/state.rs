@@ -45,7 +45,7 @@ impl Machine {
 
     pub(super) fn state_placed(&mut self, now: Time, before: &View) {
         let (view, states) = (&self.view, &mut self.states);
-        let moved = view.parent_id() != before.parent_id();
+        let moved = view.parent_id() != before.parent_id() || view.partition != before.partition;
         let known = states.below.len();
         states.below.retain(|child, _| view.children.contains_key(child));
         let mut own = states.own.clone();
@@ -94,7 +94,7 @@ impl Machine {
         }
     }
 
-    fn state_changed(&mut self, now: Time) {
+    pub(super) fn state_changed(&mut self, now: Time) {
         let next = (self.states.told + self.settings.window).max(now);
         self.states.due = self.states.due.min(next);
     }
@@ -103,7 +103,9 @@ impl Machine {
         if now < self.states.due {
             return;
         }
-        let own = Summary::of(&self.states.own);
+        let mut own = Summary::of(&self.states.own);
+        // Nothing is committed meanwhile: the root of this part shows what waits.
+        own.provisional = self.view.partition.map(|_| Box::new(self.durable.outbox.totals()));
         let parts = std::iter::once(&own).chain(self.states.below.values());
         let whole = Summary::merged(parts, self.settings.aggregator.as_deref());
         (self.states.told, self.states.due) = (now, now + REFRESH);

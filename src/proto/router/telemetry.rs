@@ -218,6 +218,10 @@ impl Machine {
             return self.reject(request, invalid.into(), effects);
         }
         self.take_state(now, &telemetry);
+        if self.view.partition.is_some() {
+            // The root of this part shows what waits.
+            self.state_changed(now);
+        }
         let outbox = &self.durable.outbox;
         let sequence = outbox.next_sequence();
         let sample = Arc::new(Sample { sequence, priority: telemetry.priority, metrics: telemetry.metrics });

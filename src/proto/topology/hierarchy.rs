@@ -176,7 +176,7 @@ impl Machine {
         if from == base {
             return None;
         }
-        let lower = self.for_a_real_parent(now).or_else(|| {
+        let lower = self.for_a_real_parent(now).or_else(|| self.for_an_equal()).or_else(|| {
             let children = self.downlink.children.values();
             let needed = children.map(|child| Level(child.effective_level.0 + 1)).max().unwrap_or(base).max(base);
             let after = if self.downlink.children.is_empty() { UNUSED } else { EXCESS };
@@ -202,6 +202,17 @@ impl Machine {
         }
         let below = Level(best.effective_level.0.saturating_sub(1)).max(base);
         (parent.is_none() && below < from).then_some(Lower { level: below, after: STEADY, successor })
+    }
+
+    /// Where the leader of acting leaders may not rise above them, those it was elected over become its children, if it
+    /// has room.
+    fn for_an_equal(&self) -> Option<Lower> {
+        let base = self.settings.level;
+        let leader = &self.neighbours.get(&self.leader)?.beacon;
+        let equal = self.uplink.parent.is_none() && leader.effective_level == self.effective_level();
+        let movers = self.downlink.children.values().filter(|child| child.effective_level >= base).count();
+        let room = usize::from(leader.free_slots) > movers;
+        (equal && room).then_some(Lower { level: base, after: EXCESS, successor: Some(leader.id) })
     }
 
     fn step_down(&mut self, now: Time, to: Level, effects: &mut Vec<Effect>) {

@@ -1,0 +1,91 @@
+//! What must hold when a run has settled: nothing waits that could be counted, and there is one root per connected part.
+
+use std::collections::BTreeSet;
+
+use crate::config::Strategy;
+use crate::proto::account::AccountId;
+use crate::proto::aggregate::Source;
+use crate::sim::invariants::link_up;
+use crate::sim::world::{SimNode, World};
+
+impl World {
+    /// Whether nothing is left to be done wherever a sink is in reach.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending_in_reach() == 0
+    }
+
+    /// Samples on disks of live nodes that a live sink owes a count: those bound to its account, and unbound ones.
+    ///
+    /// Reach is judged in truth: when the scenario is over nothing is cut any more.
+    pub(super) fn pending_in_reach(&self) -> u64 {
+        let live = || self.nodes.iter().filter(|node| node.is_up());
+        let sinks: BTreeSet<_> =
+            live().filter_map(|node| node.disk.account.as_ref().map(|account| account.id)).collect();
+        let owed = |account: Option<AccountId>| account.map_or(!sinks.is_empty(), |id| sinks.contains(&id));
+        live().map(|node| self.uncounted(node, owed)).sum()
+    }
+
+    /// Samples on a node's disk that no root has counted, bound as `which` says.
+    pub(super) fn uncounted(&self, node: &SimNode, which: impl Fn(Option<AccountId>) -> bool) -> u64 {
+        let outbox = &node.disk.outbox;
+        let source = Source { origin: node.id, journal: outbox.journal };
+        let open = |sequence: &u64| {
+            self.truth.is_acknowledged(source, *sequence)
+                && !self.truth.is_counted(source, *sequence)
+                && which(outbox.account_of(*sequence))
+        };
+        outbox.sequences().filter(open).count() as u64
+    }
+
+    /// What must hold once everything has settled: whoever could have a parent has one, and all below a root name it.
+    pub(super) fn check_settled(&mut self) {
+        let (now, nodes) = (self.now, &self.nodes);
+        for (i, node) in nodes.iter().enumerate() {
+            let Some(view) = node.view() else { continue };
+            let has_room = |other: &SimNode| {
+                other.view().is_some_and(|above| {
+                    let able = above.free_slots > 0 && other.config.node.can_parent;
+                    above.effective_level > view.effective_level && able && are_near(node, other)
+                })
+            };
+            let eligible = nodes.iter().any(has_room);
+            let attached = link_up(nodes, i).is_some();
+            self.invariants.check(now, "settled_attached", attached || !eligible, || {
+                format!("{} has no parent, though somebody has a free slot", node.name)
+            });
+            let mut top = i;
+            // A path is no longer than there are nodes, unless it is a cycle, which is reported as one.
+            for _ in nodes {
+                top = link_up(nodes, top).unwrap_or(top);
+            }
+            self.invariants.check(now, "settled_root", view.root() == nodes[top].id, || {
+                format!("{} names another root than {}", node.name, nodes[top].name)
+            });
+            let rival = || (i + 1..nodes.len()).find(|&other| self.are_rivals(i, other));
+            let rival = if attached { None } else { rival() };
+            self.invariants.check(now, "settled_one_root", rival.is_none(), || {
+                let other = rival.map_or("", |other| nodes[other].name.as_str());
+                format!("{} and {other} are both roots, though they can hear each other", node.name)
+            });
+        }
+    }
+
+    /// Whether two nodes are both roots although one could be the other's parent.
+    fn are_rivals(&self, a: usize, b: usize) -> bool {
+        let (one, other) = (&self.nodes[a], &self.nodes[b]);
+        let open = self.network.blocked(a, b).is_none() && self.network.blocked(b, a).is_none();
+        let able = |node: &SimNode| node.is_up() && node.config.node.can_parent;
+        let free = one.config.topology.strategy != Strategy::Hybrid;
+        let roots = link_up(&self.nodes, a).is_none() && link_up(&self.nodes, b).is_none();
+        roots && open && free && able(one) && able(other) && are_near(one, other)
+    }
+}
+
+/// Whether either may be the other's parent, by distance.
+fn are_near(one: &SimNode, other: &SimNode) -> bool {
+    let reach = one.config.topology.max_distance.min(other.config.topology.max_distance);
+    match (one.config.node.position, other.config.node.position) {
+        (Some(here), Some(there)) => here.distance_m(&there) <= reach,
+        _ => true,
+    }
+}

@@ -17,7 +17,7 @@ const CROWD: usize = 2;
 /// How much finer than its base a level's cells become at most, in halvings.
 const FINEST: u8 = 16;
 /// How many sizes of cell a listener follows per level, beside the base.
-const SIZES: usize = 3;
+const SIZES: usize = 2;
 
 /// A set of listeners.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,7 +59,7 @@ impl Fineness {
         let before = self.0;
         if self.0 < FINEST && speaking(self.bits(level)) > CROWD {
             self.0 += 1;
-        } else if self.0 > 0 && speaking(self.bits(level) - 1) <= CROWD / 2 {
+        } else if self.0 > 0 && speaking(self.bits(level) - 1) < CROWD / 2 {
             self.0 -= 1;
         }
         self.0 != before
@@ -131,7 +131,7 @@ mod tests {
         let spoken = here().cell(fineness.bits(Level::SQUAD));
         let speaking = many.iter().filter(|(_, n)| n.beacon.point().unwrap().cell(spoken.bits()) == spoken).count();
         assert!(speaking <= CROWD, "{speaking}");
-        while fineness.adapt(Time::ZERO, Level::SQUAD, Some(here()), &crowd(1)) {}
+        while fineness.adapt(Time::ZERO, Level::SQUAD, Some(here()), &crowd(0)) {}
         assert_eq!(fineness.0, 0);
     }
 

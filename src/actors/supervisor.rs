@@ -23,7 +23,7 @@ use crate::actors::topology::Topology;
 use crate::actors::transport::Transport;
 use crate::actors::{Address, MailboxLevel};
 use crate::limits::Limits;
-use crate::messages::{DiscoveryMessage, Failing, Reply, Subsystem};
+use crate::messages::{BeaconMessage, DiscoveryMessage, Failing, Reply, Subsystem, TopologyMessage, TransportMessage};
 use crate::proto::budget::{Backoff, RestartBudget, Verdict};
 use crate::proto::event::Event;
 use crate::proto::node::{Input, Part, after_restart};
@@ -507,12 +507,14 @@ async fn stop_all(state: &mut SupervisorState, goodbye: bool) {
     state.stopping = true;
     if goodbye {
         let context = &state.context;
+        let addresses = &context.addresses;
         context.give(Input::Beacon(beacon::Input::Leave));
         context.give(Input::Topology(topology::Input::Leave));
-        // The frames that say goodbye are on their way before the connections close.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Who answers has said goodbye: only then are the connections closed. Who is down cannot say it.
+        let _ = addresses.beacon.ask_within(GRACE, BeaconMessage::Description).await;
+        let _ = addresses.topology.ask_within(GRACE, TopologyMessage::Why).await;
         context.give(Input::Links(link::Input::Leave));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let _ = addresses.transport.ask_within(GRACE, TransportMessage::Links).await;
     }
     let hosts = state.children.keys().filter(|child| matches!(child, Child::Host(_))).cloned();
     let own = Subsystem::ALL.into_iter().rev().map(Child::Own);

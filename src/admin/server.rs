@@ -16,6 +16,10 @@ use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::messages::{Failing, Subsystem};
 use crate::node::Node;
+use crate::proto::event::Event;
+
+/// How long a subsystem that was made to panic has to be back.
+const COMES_BACK: Duration = Duration::from_secs(2);
 
 /// Serves a node's control socket until the handle is aborted. The socket of a killed process is replaced.
 pub fn serve(node: Node, socket: &Path) -> std::io::Result<JoinHandle<()>> {
@@ -111,21 +115,21 @@ async fn restart(node: &Node, actor: &str, panic: bool) -> Result<Value, Refused
         node.restart(subsystem).await.map_err(|error| shapes::busy(&error))?;
         return Ok(json!({"actor": subsystem.label(), "restarted": true}));
     }
-    let before = restarts(node, subsystem).await?;
+    let mut events = node.events();
     node.fail(subsystem, Failing::Panic).map_err(|error| shapes::busy(&error))?;
-    for _ in 0..200 {
-        if restarts(node, subsystem).await? > before {
-            return Ok(json!({"actor": subsystem.label(), "restarted": true}));
+    let restarted = async {
+        while let Some(record) = events.next().await {
+            if matches!(&record.event, Event::ActorRestarted { actor, .. } if actor == subsystem.label()) {
+                return true;
+            }
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        false
+    };
+    if tokio::time::timeout(COMES_BACK, restarted).await != Ok(true) {
+        let fix = "`tussock actors` says how it is doing";
+        return Err(Refused::new(5, "not_restarted", format!("{actor} did not come back within 2 s"), fix));
     }
-    let fix = "`tussock actors` says how it is doing";
-    Err(Refused::new(5, "not_restarted", format!("{actor} did not come back within 2 s"), fix))
-}
-
-async fn restarts(node: &Node, subsystem: Subsystem) -> Result<u64, Refused> {
-    let reports = node.actors().await.map_err(|error| shapes::busy(&error))?;
-    Ok(reports.iter().find(|report| report.actor == subsystem).map_or(0, |report| report.restarts))
+    Ok(json!({"actor": subsystem.label(), "restarted": true}))
 }
 
 async fn events(node: &Node, follow: bool, writer: &mut (impl tokio::io::AsyncWrite + Unpin)) -> std::io::Result<()> {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::endpoint::{
-    Connection, ConnectionError, IdleTimeout, PortmapperConfig, QuicTransportConfig, RecvStream, presets,
+    Connection, ConnectionError, IdleTimeout, PortmapperConfig, QuicTransportConfig, RecvStream, SendStream, presets,
 };
 use iroh::protocol::{AcceptError, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey};
@@ -27,6 +28,8 @@ use crate::proto::beacon::Scope;
 use crate::proto::link::{CloseReason, ConnId};
 use crate::transport::{Gate, MeshConnection, MeshTransport, Received, TransportError};
 
+/// How long the end of a connection waits for the peer to take what was sent before.
+const FAREWELL: Duration = Duration::from_millis(250);
 /// The protocol's name in the TLS handshake; its number changes when frames do.
 pub const ALPN: &[u8] = b"tussock/1";
 
@@ -350,6 +353,9 @@ impl MeshTransport for IrohTransport {
 
     fn stop(&self) -> BoxFuture<'_, ()> {
         async move {
+            let open = self.registry.alive.borrow().clone();
+            let closed = futures_util::future::join_all(open.iter().map(|open| open.connection.closed()));
+            let _ = timeout(FAREWELL, closed).await;
             if let Err(error) = self.router.shutdown().await {
                 tracing::debug!(%error, "the endpoint did not stop in order");
             }
@@ -391,8 +397,8 @@ impl IrohConnection {
     fn new(id: ConnId, connection: Connection, gate: Gate) -> Self {
         let peer = NodeId::from_bytes(*connection.remote_id().as_bytes());
         let (outgoing, queue) = mpsc::channel(Limits::LINK_QUEUE);
-        tokio::spawn(write(connection.clone(), peer, gate.clone(), queue));
         let ended = watch::Sender::new(None);
+        tokio::spawn(write(connection.clone(), peer, gate.clone(), queue, ended.subscribe()));
         Self { id, peer, connection, gate, outgoing, incoming: Mutex::default(), ended }
     }
 
@@ -453,13 +459,50 @@ fn take_frame(buffer: &mut BytesMut) -> Result<Option<Bytes>, String> {
     Ok(Some(buffer.split_to(length).freeze()))
 }
 
-/// Writes queued frames, several at a time when several wait; behind a shut gate they wait as behind lost packets.
-async fn write(connection: Connection, peer: NodeId, gate: Gate, mut queue: mpsc::Receiver<Bytes>) {
-    let mut batch = Vec::with_capacity(64);
+/// Writes what is sent until the connection is ended here; what was sent before goes first, for as long as the peer takes
+/// it. Behind a shut gate all of it waits as behind lost packets, the last word too.
+async fn write(
+    connection: Connection,
+    peer: NodeId,
+    gate: Gate,
+    queue: mpsc::Receiver<Bytes>,
+    mut ended: watch::Receiver<Option<CloseReason>>,
+) {
     let mut stream = None;
-    while queue.recv_many(&mut batch, 64).await > 0 {
+    write_queued(&connection, peer, &gate, queue, ended.clone(), &mut stream).await;
+    let reason = ended.wait_for(Option::is_some).await.ok().and_then(|reason| *reason);
+    let Some(reason) = reason else { return };
+    gate.open_for(peer).await;
+    if let Some(stream) = &mut stream
+        && stream.finish().is_ok()
+    {
+        // Who does not take it in time is told only that it is over.
+        let _ = timeout(FAREWELL, stream.stopped()).await;
+    }
+    connection.close(reason.code().into(), reason.label().as_bytes());
+}
+
+/// Writes queued frames, several at a time when several wait, until the end or until the stream takes no more.
+async fn write_queued(
+    connection: &Connection,
+    peer: NodeId,
+    gate: &Gate,
+    mut queue: mpsc::Receiver<Bytes>,
+    mut ended: watch::Receiver<Option<CloseReason>>,
+    stream: &mut Option<SendStream>,
+) {
+    let mut batch = Vec::with_capacity(64);
+    loop {
+        let count = tokio::select! {
+            biased;
+            count = queue.recv_many(&mut batch, 64) => count,
+            _ = ended.wait_for(Option::is_some) => 0,
+        };
+        if count == 0 {
+            return;
+        }
         gate.open_for(peer).await;
-        let stream = match &mut stream {
+        let stream = match stream {
             Some(stream) => stream,
             None => match connection.open_uni().await {
                 Ok(opened) => stream.insert(opened),
@@ -520,21 +563,11 @@ impl MeshConnection for IrohConnection {
     }
 
     fn close(&self, reason: CloseReason) {
-        if self.ended.send_replace(Some(reason)).is_some() {
-            return;
-        }
-        let connection = self.connection.clone();
-        let close = move || connection.close(reason.code().into(), reason.label().as_bytes());
-        if self.is_blocked() {
-            // The word must not pass the gate: the peer learns nothing until it opens.
-            let (gate, peer) = (self.gate.clone(), self.peer);
-            tokio::spawn(async move {
-                gate.open_for(peer).await;
-                close();
-            });
-        } else {
-            close();
-        }
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            ended.get_or_insert(reason);
+            first
+        });
     }
 
     fn closed(&self) -> Option<String> {

@@ -311,7 +311,12 @@ impl Wire {
 }
 
 /// Carries what one end sends to the other: frames in order and late if lost, datagrams as they fall.
-async fn carry(wire: Arc<Wire>, side: usize, mut from: mpsc::Receiver<Received>, to: mpsc::Sender<Received>) {
+async fn carry(
+    wire: Arc<Wire>,
+    side: usize,
+    mut from: mpsc::Receiver<(Instant, Received)>,
+    to: mpsc::Sender<Received>,
+) {
     let mut last = Instant::now();
     let mut closed = wire.closed[side].subscribe();
     loop {
@@ -320,7 +325,7 @@ async fn carry(wire: Arc<Wire>, side: usize, mut from: mpsc::Receiver<Received>,
             next = from.recv() => next,
             _ = closed.wait_for(Option::is_some) => None,
         };
-        let Some(next) = next else { return };
+        let Some((sent, next)) = next else { return };
         let wires = wire.board.wires;
         let mut delay = wire.board.delay();
         match next {
@@ -330,7 +335,7 @@ async fn carry(wire: Arc<Wire>, side: usize, mut from: mpsc::Receiver<Received>,
                     delay += again;
                     again = (again * 2).min(Duration::from_secs(60));
                 }
-                last = last.max(Instant::now() + delay);
+                last = last.max(sent + delay);
                 sleep_until(last).await;
                 wire.open().await;
                 if *wire.pulled[1 - side].borrow() || *wire.pulled[side].borrow() || to.send(next).await.is_err() {
@@ -378,7 +383,7 @@ struct MemoryConnection {
     id: ConnId,
     side: usize,
     wire: Arc<Wire>,
-    outgoing: mpsc::Sender<Received>,
+    outgoing: mpsc::Sender<(Instant, Received)>,
     incoming: Mutex<mpsc::Receiver<Received>>,
 }
 
@@ -399,12 +404,12 @@ impl MeshConnection for MemoryConnection {
             return Err(TransportError::TooLarge { bytes: frame.len() });
         }
         let body = frame.slice(PREFIX.min(frame.len())..);
-        self.outgoing.try_send(Received::Frame(body)).map_err(|_| TransportError::Busy)
+        self.outgoing.try_send((Instant::now(), Received::Frame(body))).map_err(|_| TransportError::Busy)
     }
 
     fn send_datagram(&self, datagram: Bytes) {
         // Datagrams may be lost, here to a full queue.
-        let _ = self.outgoing.try_send(Received::Datagram(datagram));
+        let _ = self.outgoing.try_send((Instant::now(), Received::Datagram(datagram)));
     }
 
     fn receive(&self) -> BoxFuture<'_, Result<Received, String>> {
@@ -413,7 +418,8 @@ impl MeshConnection for MemoryConnection {
             let mut closed = self.wire.closed[self.side].subscribe();
             tokio::select! {
                 biased;
-                received = incoming.recv() => received.ok_or_else(|| self.closed().unwrap_or("closed".into())),
+                Some(received) = incoming.recv() => Ok(received),
+                // All has arrived: the word of why that is the end is on its way, too.
                 closed = closed.wait_for(Option::is_some) => {
                     Err(closed.ok().and_then(|reason| reason.clone()).unwrap_or_default())
                 }
@@ -428,7 +434,8 @@ impl MeshConnection for MemoryConnection {
         }
         let (wire, far) = (self.wire.clone(), 1 - self.side);
         tokio::spawn(async move {
-            sleep(wire.board.delay()).await;
+            // What was sent before arrives first, whatever its jitter was.
+            sleep((wire.board.wires.latency + wire.board.wires.jitter) * 2).await;
             wire.open().await;
             if !*wire.pulled[far].borrow() {
                 wire.close(far, reason.label().to_owned());

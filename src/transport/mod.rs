@@ -64,7 +64,7 @@ pub trait MeshConnection: Send + Sync + 'static {
     fn send_datagram(&self, datagram: Bytes);
     /// The next frame or datagram, or why there are no more. Cancel-safe.
     fn receive(&self) -> BoxFuture<'_, Result<Received, String>>;
-    /// Closes in order, telling the peer why.
+    /// Closes in order: the peer gets what was sent before, if it is there to take it, and is told why.
     fn close(&self, reason: CloseReason);
     /// Why it is closed, from the real connection; `None` while it is alive.
     fn closed(&self) -> Option<String>;

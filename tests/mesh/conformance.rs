@@ -278,6 +278,22 @@ mod port {
         b.stop().await;
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn over_the_switchboard_what_was_sent_goes_before_the_end() {
+        let board = Switchboard::new(3, Wires::default());
+        let (a, b) = (board.plug_in(key(1).id()), board.plug_in(key(2).id()));
+        let here = a.dial(b.me(), Vec::new()).await.unwrap();
+        for n in 0..100u8 {
+            here.send(Bytes::from(vec![0, 0, 0, 0, n])).unwrap();
+        }
+        here.close(CloseReason::Idle);
+        let there = b.accept().await.unwrap();
+        for n in 0..100u8 {
+            assert_eq!(there.receive().await, Ok(Received::Frame(Bytes::from(vec![n]))));
+        }
+        assert_eq!(there.receive().await, Err("idle".into()));
+    }
+
     #[tokio::test]
     async fn a_port_in_use_is_named() {
         let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -298,12 +314,13 @@ mod port {
             frame.extend(n.to_le_bytes());
             here.send(frame.into()).unwrap();
         }
+        // What was sent goes before the end.
+        here.close(CloseReason::Idle);
         let there = b.accept().await.unwrap();
         for n in 0..100u32 {
             let Ok(Received::Frame(frame)) = there.receive().await else { panic!("a frame") };
             assert_eq!(frame[2..], n.to_le_bytes());
         }
-        here.close(CloseReason::Idle);
         assert_eq!(there.receive().await, Err("idle".into()));
         eventually("the end is known", async || !there.is_alive()).await;
         a.stop().await;

@@ -1,11 +1,11 @@
-//! The link machine: which connections there are, which of them is the link to a peer, and whom to dial.
+//! The link machine: which connections there are, and which of them is the link to a peer.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_pcg::Pcg32;
 
 use crate::id::{FormationId, NodeId, NodeName};
@@ -119,15 +119,15 @@ pub enum Effect {
 
 /// A connection, greeted or not.
 #[derive(Clone, Debug)]
-struct Conn {
-    peer: NodeId,
-    dialled: bool,
-    opened: Time,
+pub(super) struct Conn {
+    pub(super) peer: NodeId,
+    pub(super) dialled: bool,
+    pub(super) opened: Time,
 }
 
 /// A link that is up.
 #[derive(Clone, Debug)]
-struct Link {
+pub(super) struct Link {
     conn: ConnId,
     hello: Hello,
     detector: Option<Detector>,
@@ -137,33 +137,33 @@ struct Link {
 
 /// A peer that may be dialled.
 #[derive(Clone, Debug, Default)]
-struct Known {
-    addresses: Vec<SocketAddr>,
+pub(super) struct Known {
+    pub(super) addresses: Vec<SocketAddr>,
     /// Its place among those to be introduced to, if it is one.
-    introduce: Option<usize>,
-    failures: u32,
-    not_before: Time,
+    pub(super) introduce: Option<usize>,
+    pub(super) failures: u32,
+    pub(super) not_before: Time,
 }
 
 #[derive(Clone, Debug)]
 pub struct Machine {
-    settings: Settings,
-    known: BTreeMap<NodeId, Known>,
-    conns: BTreeMap<ConnId, Conn>,
-    links: BTreeMap<NodeId, Link>,
-    dialling: BTreeSet<NodeId>,
-    queue: VecDeque<NodeId>,
+    pub(super) settings: Settings,
+    pub(super) known: BTreeMap<NodeId, Known>,
+    pub(super) conns: BTreeMap<ConnId, Conn>,
+    pub(super) links: BTreeMap<NodeId, Link>,
+    pub(super) dialling: BTreeSet<NodeId>,
+    pub(super) queue: VecDeque<NodeId>,
     /// What the host asked for beside what the tree needs.
-    requested: BTreeSet<NodeId>,
-    view: Arc<View>,
-    tree: BTreeSet<NodeId>,
+    pub(super) requested: BTreeSet<NodeId>,
+    pub(super) view: Arc<View>,
+    pub(super) tree: BTreeSet<NodeId>,
     backups: BTreeSet<NodeId>,
     hellos: u64,
-    seek_at: Time,
-    seek_after: Option<NodeId>,
+    pub(super) seek_at: Time,
+    pub(super) seek_after: Option<NodeId>,
     introduce_at: Time,
-    leaving: bool,
-    rng: Pcg32,
+    pub(super) leaving: bool,
+    pub(super) rng: Pcg32,
 }
 
 /// How many times less often a backup's link beats than the parent's: it is not leaned on yet, and each beat costs as
@@ -295,23 +295,6 @@ impl Machine {
         watched.chain([self.introduce_at]).min()
     }
 
-    fn learn(&mut self, peer: NodeId, addresses: Vec<SocketAddr>, introduce: Option<usize>, effects: &mut Vec<Effect>) {
-        if peer == self.settings.me {
-            return;
-        }
-        if !self.known.contains_key(&peer) && self.known.len() >= Limits::KNOWN_PEERS {
-            return effects.push(Effect::Dropped("known_peers_full"));
-        }
-        let known = self.known.entry(peer).or_default();
-        known.introduce = known.introduce.or(introduce);
-        let news: Vec<_> = addresses.into_iter().filter(|address| !known.addresses.contains(address)).collect();
-        if !news.is_empty() {
-            known.addresses.splice(0..0, news);
-            known.addresses.truncate(Limits::ADDRESSES);
-            known.not_before = Time::ZERO;
-        }
-    }
-
     fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
         self.view = view;
         (self.tree, self.backups) = (self.view.tree_peers(), self.view.backup_peers());
@@ -351,50 +334,6 @@ impl Machine {
         }
     }
 
-    fn dial(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
-        let pending = self.conns.values().any(|conn| conn.peer == peer && conn.dialled);
-        if self.leaving || peer == self.settings.me || self.links.contains_key(&peer) || pending {
-            return;
-        }
-        if self.dialling.contains(&peer) || self.queue.contains(&peer) {
-            return;
-        }
-        if self.dialling.len() >= Limits::DIALS {
-            return self.queue.push_back(peer);
-        }
-        self.dialling.insert(peer);
-        let addresses = self.known.get(&peer).map(|known| known.addresses.clone()).unwrap_or_default();
-        effects.push(Effect::Dial { peer, addresses });
-    }
-
-    fn dial_ended(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
-        self.dialling.remove(&peer);
-        if let Some(next) = self.queue.pop_front() {
-            self.dial(next, effects);
-        }
-    }
-
-    fn dialled(&mut self, now: Time, peer: NodeId, conn: ConnId, effects: &mut Vec<Effect>) {
-        self.dial_ended(peer, effects);
-        if self.links.contains_key(&peer) || self.leaving {
-            return effects.push(Effect::Close { conn, reason: CloseReason::Duplicate });
-        }
-        self.conns.insert(conn, Conn { peer, dialled: true, opened: now });
-        self.greet(conn, effects);
-    }
-
-    fn dial_failed(&mut self, now: Time, peer: NodeId, error: String, effects: &mut Vec<Effect>) {
-        self.dial_ended(peer, effects);
-        if self.links.contains_key(&peer) {
-            return;
-        }
-        if let Some(known) = self.known.get_mut(&peer) {
-            known.not_before = now + self.settings.backoff.jittered(known.failures, &mut self.rng);
-            known.failures = known.failures.saturating_add(1);
-        }
-        effects.push(Effect::Unreachable { peer, reason: error });
-    }
-
     fn accepted(&mut self, now: Time, peer: NodeId, conn: ConnId, effects: &mut Vec<Effect>) {
         let ungreeted = self.conns.len().saturating_sub(self.links.len());
         if self.leaving || self.conns.len() >= Limits::CONNECTIONS || ungreeted >= Limits::UNGREETED {
@@ -403,7 +342,7 @@ impl Machine {
         self.conns.insert(conn, Conn { peer, dialled: false, opened: now });
     }
 
-    fn greet(&mut self, conn: ConnId, effects: &mut Vec<Effect>) {
+    pub(super) fn greet(&mut self, conn: ConnId, effects: &mut Vec<Effect>) {
         self.hellos += 1;
         let settings = &self.settings;
         let hello = Hello {
@@ -563,54 +502,5 @@ impl Machine {
         for peer in idle {
             self.end(now, peer, CloseReason::Idle, effects);
         }
-    }
-
-    /// A node without a place in the tree makes itself known to a few of the peers it was given.
-    fn introduce(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if !self.tree.is_empty() {
-            return;
-        }
-        let missing = Limits::INTRODUCTIONS.saturating_sub(self.links.len());
-        let room = Limits::DIALS.saturating_sub(self.dialling.len());
-        if missing == 0 || room == 0 {
-            return;
-        }
-        let willing = self.known.iter().filter(|(peer, known)| {
-            known.introduce.is_some()
-                && now >= known.not_before
-                && !self.links.contains_key(peer)
-                && !self.dialling.contains(peer)
-        });
-        let mut chosen: Vec<_> = willing.map(|(&peer, known)| (known.introduce, peer)).collect();
-        chosen.sort_unstable();
-        for (_, peer) in chosen.into_iter().take(room) {
-            self.dial(peer, effects);
-        }
-    }
-
-    /// What the tree or the host needs and is not up is dialled again when its backoff has passed.
-    fn redial(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let missing = |peer: &&NodeId| {
-            !self.links.contains_key(*peer) && self.known.get(*peer).is_none_or(|known| now >= known.not_before)
-        };
-        let missing: Vec<_> = self.view.wanted.iter().chain(&self.requested).filter(missing).copied().collect();
-        for peer in missing {
-            self.dial(peer, effects);
-        }
-    }
-
-    /// A root or a detached node looks for somebody outside, one remembered peer at a time, in turn.
-    fn seek(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Some(interval) = self.view.seek else { return };
-        if now < self.seek_at {
-            return;
-        }
-        self.seek_at = now + interval.mul_f64(self.rng.random_range(0.75..1.0));
-        let outside = |peer: &&NodeId| !self.links.contains_key(*peer) && !self.view.descendants.contains_key(*peer);
-        let after = self.seek_after;
-        let later = self.known.keys().filter(|peer| after.is_none_or(|after| **peer > after)).find(outside);
-        let Some(&next) = later.or_else(|| self.known.keys().find(outside)) else { return };
-        self.seek_after = Some(next);
-        self.dial(next, effects);
     }
 }

@@ -4,6 +4,7 @@
 //! sender's own count, and the older connection's end changes nothing. Of two simultaneous dials the lower id's stays.
 
 mod detector;
+mod dialling;
 mod machine;
 
 pub use detector::{Detector, Watch};

@@ -3,6 +3,7 @@
 mod commands;
 mod held;
 mod machine;
+mod root;
 mod route;
 mod state;
 mod telemetry;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
 use crate::limits::Limits;
-use crate::proto::account::{AccountId, Judgement, Mark};
+use crate::proto::account::{AccountId, Mark};
 use crate::proto::aggregate::{Decoder, Encoder, Provenance, Source, Unit, Unreadable};
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
@@ -25,8 +25,7 @@ use crate::time::{Time, earliest};
 const PROGRESS: Duration = Duration::from_secs(30);
 /// How long samples that are bound to another account than the root's wait between offers to its owner.
 const STRAY: Duration = Duration::from_secs(5);
-/// How long marks and receipts are gathered.
-const GATHER_MARKS: Duration = Duration::from_millis(100);
+/// How long receipts are gathered.
 const GATHER_RECEIPTS: Duration = Duration::from_millis(20);
 
 /// A sample's name.
@@ -93,8 +92,8 @@ pub(super) struct Telemetrist {
     decoders: BTreeMap<NodeId, Decoder>,
     receipts: BTreeMap<NodeId, u64>,
     receipts_at: Option<Time>,
-    unmarked: BTreeSet<Source>,
-    marks_at: Option<Time>,
+    pub unmarked: BTreeSet<Source>,
+    pub marks_at: Option<Time>,
     /// When samples for another account are offered next, if there are any.
     stray_at: Option<Time>,
 }
@@ -162,11 +161,6 @@ impl Machine {
     /// Units a relay keeps.
     pub fn relayed_units(&self) -> usize {
         self.telemetry.relay.kept()
-    }
-
-    /// Whether this node commits what is for that account: as its owner, root or not.
-    fn commits(&self, account: AccountId) -> bool {
-        self.durable.account.as_ref().is_some_and(|own| own.id == account)
     }
 
     /// Whether own samples are folded here rather than sent raw.
@@ -261,13 +255,6 @@ impl Machine {
         effects.push(Effect::Published { request, result: Ok(published) });
     }
 
-    pub(super) fn owe_marks(&mut self, now: Time, sources: Vec<Source>) {
-        if !sources.is_empty() {
-            self.telemetry.unmarked.extend(sources);
-            self.telemetry.marks_at.get_or_insert(now + GATHER_MARKS);
-        }
-    }
-
     /// Moves own samples and relayed units as far as they may go.
     pub(super) fn pump(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let Some(account) = self.view.account else { return };
@@ -342,7 +329,7 @@ impl Machine {
     }
 
     /// Sends a packet for one node on its way.
-    fn send_direct(&self, packet: DataPacket, from: Option<NodeId>, effects: &mut Vec<Effect>) {
+    pub(super) fn send_direct(&self, packet: DataPacket, from: Option<NodeId>, effects: &mut Vec<Effect>) {
         match decide(&self.view, &packet, from).ways().first() {
             Some(&peer) => effects.push(Effect::Send { peer, frame: RouterFrame::Along(packet) }),
             None => effects.push(Effect::Dropped("unroutable")),
@@ -442,61 +429,11 @@ impl Machine {
     }
 
     fn received_unit(&mut self, now: Time, from: NodeId, number: u64, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
-        let Some(account) = self.durable.account.as_ref().filter(|account| account.id == unit.account) else {
-            self.telemetry.relay.fold_unit(now, from, number, unit);
-            return self.pump(now, effects);
-        };
-        match account.judge(&unit) {
-            Judgement::Commit => self.commit(unit, effects),
-            Judgement::Known => {
-                let sources = unit.provenance.0.keys().copied().collect();
-                self.void(unit, effects);
-                self.owe_marks(now, sources);
-            }
-            Judgement::Split { have } => {
-                self.telemetry.counts.split_units += 1;
-                effects.push(Effect::Send { peer: from, frame: RouterFrame::Split { unit: number, have } });
-            }
+        if self.commits(unit.account) {
+            return self.commit_unit(now, from, number, unit, effects);
         }
-    }
-
-    /// Raw samples at the root: each is new or known, so there is nothing to ask back.
-    fn commit_offer(&mut self, now: Time, offer: &Offer, effects: &mut Vec<Effect>) {
-        let Some(account) = self.durable.account.as_ref().filter(|account| account.id == offer.account) else {
-            return effects.push(Effect::Dropped("foreign_account"));
-        };
-        let source = offer.source();
-        let mut fresh = Unit::empty(offer.account);
-        for sample in &offer.samples {
-            let mut one = Unit::empty(offer.account);
-            one.add(source, sample);
-            if self.settings.quantiles {
-                one.totals.sketch(sample);
-            }
-            if account.judge(&one) == Judgement::Commit {
-                fresh.merge(&one);
-            }
-        }
-        fresh.provenance.0.entry(source).or_default().void = offer.void.clone();
-        // Together the samples may close gaps that each would open, or open too many: then they wait for their elders.
-        match account.judge(&fresh) {
-            Judgement::Commit if !fresh.is_empty() => self.commit(Arc::new(fresh), effects),
-            _ => {
-                self.void(Arc::new(fresh), effects);
-                self.owe_marks(now, vec![source]);
-            }
-        }
-    }
-
-    fn commit(&mut self, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
-        let sources = unit.provenance.0.keys().copied().collect();
-        self.persist(vec![Record::Commit(unit)], Pending::Marks(sources), effects);
-    }
-
-    fn void(&mut self, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
-        if unit.provenance.0.values().any(|spans| !spans.void.is_empty()) {
-            self.persist(vec![Record::Void(unit)], Pending::Proceed, effects);
-        }
+        self.telemetry.relay.fold_unit(now, from, number, unit);
+        self.pump(now, effects);
     }
 
     pub(super) fn marked(&mut self, now: Time, marks: Vec<Mark>, effects: &mut Vec<Effect>) {
@@ -562,23 +499,6 @@ impl Machine {
         self.telemetry.receipts_at = None;
         let receipts = std::mem::take(&mut self.telemetry.receipts).into_iter();
         effects.extend(receipts.map(|(peer, number)| Effect::Send { peer, frame: RouterFrame::Receipt { number } }));
-    }
-
-    fn send_marks(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        self.telemetry.marks_at = None;
-        let sources = std::mem::take(&mut self.telemetry.unmarked);
-        let Some(account) = &self.durable.account else { return };
-        let marks = sources.iter().filter_map(|source| account.mark(source));
-        let in_tree = |origin: &NodeId| *origin == self.settings.me || self.view.descendants.contains_key(origin);
-        let (below, elsewhere): (Vec<_>, Vec<_>) = marks.partition(|mark| in_tree(&mark.origin));
-        for marks in below.chunks(Limits::MARKS) {
-            self.marked(now, marks.to_vec(), effects);
-        }
-        for mark in elsewhere {
-            let (target, payload) = (Target::Node(mark.origin), Payload::Marks(vec![mark]));
-            let packet = self.packet(target, Direction::Downward, PacketType::Status, payload, effects);
-            self.send_direct(packet, None, effects);
-        }
     }
 
     /// The view as this machine has it.

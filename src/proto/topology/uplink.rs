@@ -9,6 +9,7 @@ use crate::level::Level;
 use crate::proto::beacon::Beacon;
 use crate::proto::event::Event;
 use crate::proto::selection::{Candidate, Chooser, Rank};
+use crate::proto::topology::backup::Backup;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::{
     Applicant, Cause, Frame, LastChange, ParentView, Parting, Path, Refusal, Tenure, capability_hash,
@@ -16,18 +17,15 @@ use crate::proto::topology::{
 use crate::time::Time;
 
 /// How long a fresh node listens before it takes the best it has heard.
-const LISTEN: Duration = Duration::from_millis(500);
+pub(super) const LISTEN: Duration = Duration::from_millis(500);
 /// How long it listens if all it has heard would skip a level.
 const LISTEN_FOR_NEXT: Duration = Duration::from_secs(2);
 /// How long a node stays below a parent that is cut off from the best root before it would rather skip a level.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long an attempt may take, the dial included.
-const ATTEMPT: Duration = Duration::from_secs(3);
+pub(super) const ATTEMPT: Duration = Duration::from_secs(3);
 /// How long the loss of a parent is a search for another, before nobody counts as found.
 const SEARCH: Duration = Duration::from_secs(3);
-/// How long a node that nobody keeps a slot for waits before it asks again: twice as long each time.
-const BACKUP_REST: Duration = Duration::from_secs(5);
-const LONGEST_BACKUP_REST: Duration = Duration::from_secs(600);
 /// How long a request may go without an answer before it is repeated.
 const ANSWER: Duration = Duration::from_millis(500);
 
@@ -41,16 +39,6 @@ pub(super) struct Attempt {
     pub until: Time,
     /// When the request went out, or is to be repeated.
     pub asked: Option<Time>,
-}
-
-/// A node that may have us when the parent is gone.
-#[derive(Clone, Debug)]
-pub(super) struct Backup {
-    pub id: NodeId,
-    pub serial: u64,
-    pub accepted: bool,
-    pub asked: Option<Time>,
-    pub until: Time,
 }
 
 /// A candidate that failed lately.
@@ -77,8 +65,8 @@ pub(super) struct Uplink {
     pub attempt: Option<Attempt>,
     pub backup: Option<Backup>,
     /// When a backup is looked for next, and how often in vain so far.
-    backup_at: Time,
-    backups_refused: u32,
+    pub backup_at: Time,
+    pub backups_refused: u32,
     /// Since when there is no parent.
     pub unattached_since: Option<Time>,
     pub last_change: Option<LastChange>,
@@ -147,7 +135,7 @@ impl Uplink {
         }
     }
 
-    fn next_serial(&mut self) -> u64 {
+    pub fn next_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial
     }
@@ -279,7 +267,7 @@ impl Machine {
         self.uplink.unrooted_since = (!rooted).then_some(since);
     }
 
-    fn ranking(&self, now: Time) -> Vec<Rank> {
+    pub(super) fn ranking(&self, now: Time) -> Vec<Rank> {
         let mut ranking = self.with_chooser(now, |chooser| chooser.ranking(self.candidates(now)));
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
         let resting = |id: &NodeId| self.uplink.cooldowns.get(id).is_some_and(|cooldown| now < cooldown.until);
@@ -393,7 +381,7 @@ impl Machine {
         self.choose_parent(now, effects);
     }
 
-    fn rest(&mut self, now: Time, id: NodeId, refused: bool) {
+    pub(super) fn rest(&mut self, now: Time, id: NodeId, refused: bool) {
         let attempts = self.uplink.cooldowns.get(&id).map_or(0, |cooldown| cooldown.attempts);
         let until = now + self.settings.backoff.jittered(attempts, &mut self.rng);
         self.uplink.cooldowns.insert(id, Cooldown { until, attempts: attempts + 1, refused });
@@ -426,15 +414,7 @@ impl Machine {
             return effects.push(Effect::Dropped("impossible_path"));
         }
         if backup {
-            match self.uplink.backup.as_mut().filter(|b| b.id == peer && b.serial == serial) {
-                Some(kept) => {
-                    kept.accepted = true;
-                    self.uplink.backups_refused = 0;
-                    self.touch();
-                }
-                None => effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved })),
-            }
-            return;
+            return self.backup_accepted(peer, serial, effects);
         }
         let Some(attempt) = self.uplink.attempt.take_if(|a| a.id == peer && a.serial == serial) else {
             let present = self.uplink.parent.as_ref().is_some_and(|p| p.id == peer && p.serial == serial);
@@ -567,31 +547,6 @@ impl Machine {
             }
             None if replaced => {}
             None => self.choose_parent(now, effects),
-        }
-    }
-
-    pub(super) fn choose_backup(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Some(parent) = self.uplink.parent.as_ref() else { return };
-        let waiting = now.since(parent.since) < LISTEN || now < self.uplink.backup_at;
-        if self.uplink.backup.is_some() || waiting || !self.settings.repair {
-            return;
-        }
-        let best = self.ranking(now).into_iter().find(|rank| rank.id != parent.id);
-        let Some(best) = best else { return };
-        let serial = self.uplink.next_serial();
-        let until = now + ATTEMPT;
-        self.uplink.backup = Some(Backup { id: best.id, serial, accepted: false, asked: None, until });
-        self.touch();
-        self.ask_if_linked(now, effects);
-    }
-
-    fn drop_backup(&mut self, now: Time) {
-        if let Some(backup) = self.uplink.backup.take() {
-            self.rest(now, backup.id, false);
-            let wait = BACKUP_REST * 2u32.pow(self.uplink.backups_refused.min(10));
-            self.uplink.backup_at = now + if backup.accepted { Duration::ZERO } else { wait.min(LONGEST_BACKUP_REST) };
-            self.uplink.backups_refused += u32::from(!backup.accepted);
-            self.touch();
         }
     }
 

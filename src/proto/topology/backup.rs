@@ -1,0 +1,61 @@
+//! The backup: a second parent that keeps a slot, over a link that is up before it is needed.
+
+use std::time::Duration;
+
+use crate::id::NodeId;
+use crate::proto::topology::machine::{Effect, Machine};
+use crate::proto::topology::uplink::{ATTEMPT, LISTEN};
+use crate::proto::topology::{Frame, Parting};
+use crate::time::Time;
+
+/// How long a node that nobody keeps a slot for waits before it asks again: twice as long each time.
+const BACKUP_REST: Duration = Duration::from_secs(5);
+const LONGEST_BACKUP_REST: Duration = Duration::from_secs(600);
+
+/// A node that may have us when the parent is gone.
+#[derive(Clone, Debug)]
+pub(super) struct Backup {
+    pub id: NodeId,
+    pub serial: u64,
+    pub accepted: bool,
+    pub asked: Option<Time>,
+    pub until: Time,
+}
+
+impl Machine {
+    pub(super) fn choose_backup(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Some(parent) = self.uplink.parent.as_ref() else { return };
+        let waiting = now.since(parent.since) < LISTEN || now < self.uplink.backup_at;
+        if self.uplink.backup.is_some() || waiting || !self.settings.repair {
+            return;
+        }
+        let best = self.ranking(now).into_iter().find(|rank| rank.id != parent.id);
+        let Some(best) = best else { return };
+        let serial = self.uplink.next_serial();
+        let until = now + ATTEMPT;
+        self.uplink.backup = Some(Backup { id: best.id, serial, accepted: false, asked: None, until });
+        self.touch();
+        self.ask_if_linked(now, effects);
+    }
+
+    pub(super) fn drop_backup(&mut self, now: Time) {
+        if let Some(backup) = self.uplink.backup.take() {
+            self.rest(now, backup.id, false);
+            let wait = BACKUP_REST * 2u32.pow(self.uplink.backups_refused.min(10));
+            self.uplink.backup_at = now + if backup.accepted { Duration::ZERO } else { wait.min(LONGEST_BACKUP_REST) };
+            self.uplink.backups_refused += u32::from(!backup.accepted);
+            self.touch();
+        }
+    }
+
+    pub(super) fn backup_accepted(&mut self, peer: NodeId, serial: u64, effects: &mut Vec<Effect>) {
+        match self.uplink.backup.as_mut().filter(|b| b.id == peer && b.serial == serial) {
+            Some(kept) => {
+                kept.accepted = true;
+                self.uplink.backups_refused = 0;
+                self.touch();
+            }
+            None => effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved })),
+        }
+    }
+}

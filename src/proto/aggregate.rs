@@ -115,6 +115,15 @@ impl Totals {
         }
     }
 
+    /// Leaves so many metrics.
+    pub fn truncate(&mut self, most: usize) {
+        while self.metrics.len() > most
+            && let Some((name, _)) = self.metrics.pop_last()
+        {
+            self.sketches.remove(&name);
+        }
+    }
+
     /// Whether totals from outside can be true.
     pub fn is_possible(&self) -> bool {
         let named = |name: &String| (1..=Limits::METRIC_NAME_BYTES).contains(&name.len());

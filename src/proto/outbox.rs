@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::account::{AccountId, Mark};
-use crate::proto::aggregate::{JournalId, Source, Totals};
+use crate::proto::aggregate::{JournalId, Source};
 use crate::proto::ranges::RangeSet;
 use crate::proto::sample::{Priority, Sample};
 
@@ -62,7 +62,11 @@ pub struct Outbox {
     bytes: usize,
     /// From this sequence on: this account.
     bindings: Vec<(u64, AccountId)>,
+    /// How far each account has settled this journal.
+    settled: BTreeMap<AccountId, u64>,
+    /// Given up and not settled yet; between two such ranges there is always a sample.
     evicted: RangeSet,
+    evictions: u64,
 }
 
 impl Outbox {
@@ -74,7 +78,9 @@ impl Outbox {
             by_priority: BTreeSet::new(),
             bytes: 0,
             bindings: Vec::new(),
+            settled: BTreeMap::new(),
             evicted: RangeSet::new(),
+            evictions: 0,
         }
     }
 
@@ -91,11 +97,9 @@ impl Outbox {
         self.bytes
     }
 
-    /// What the samples add up to that are not yet committed.
-    pub fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
-        self.samples.values().for_each(|sample| totals.add(sample));
-        totals
+    /// The samples from a sequence on that are not yet committed.
+    pub fn since(&self, sequence: u64) -> impl Iterator<Item = &Sample> {
+        self.samples.range(sequence..).map(|(_, sample)| &**sample)
     }
 
     pub fn sequences(&self) -> impl Iterator<Item = u64> {
@@ -129,12 +133,13 @@ impl Outbox {
 
     /// How many samples were given up.
     pub fn evicted(&self) -> u64 {
-        self.evicted.len()
+        self.evictions
     }
 
     pub fn evict(&mut self, sequence: u64) {
         self.take(sequence);
         self.evicted.insert(sequence, sequence);
+        self.evictions += 1;
     }
 
     /// Whether samples may be offered to `account` only after another binding. Bindings are bounded; beyond, new
@@ -170,8 +175,13 @@ impl Outbox {
     }
 
     /// The next offer from `cursor` on, and where the one after it begins; `None` if there is nothing to offer.
+    ///
+    /// The account keeps few gaps: no sample is offered beyond a gap that the offer does not say will never be filled.
     pub fn offer(&self, origin: NodeId, account: AccountId, cursor: u64, most: usize) -> Option<(Offer, u64)> {
-        let bound = self.samples.range(cursor..).filter(|(s, _)| self.account_of(**s) == Some(account));
+        let void = self.void_in(account);
+        let horizon = void.ranges().get(Limits::UNIT_SPANS / 2).map_or(u64::MAX, |&(first, _)| first);
+        let near = self.samples.range(cursor..).take_while(|(s, _)| **s < horizon);
+        let bound = near.filter(|(s, _)| self.account_of(**s) == Some(account));
         let mut bytes = 0;
         let fitting = bound.take(most).take_while(|(_, sample)| {
             let first = bytes == 0;
@@ -179,12 +189,12 @@ impl Outbox {
             first || bytes <= Limits::OFFER_BYTES
         });
         let samples: Vec<_> = fitting.map(|(_, sample)| sample.clone()).collect();
-        let after = samples.last()?.sequence + 1;
-        let offer = Offer { origin, journal: self.journal, account, void: self.void_in(account), samples };
-        Some((offer, after))
+        let last = samples.last()?.sequence;
+        let offer = Offer { origin, journal: self.journal, account, void: void.before(last), samples };
+        Some((offer, last + 1))
     }
 
-    /// Sequences that will never be counted in `account`: bound elsewhere, or evicted.
+    /// Sequences that will never be counted in `account`, and of which it does not know that: bound elsewhere, or evicted.
     fn void_in(&self, account: AccountId) -> RangeSet {
         let mut void = self.evicted.clone();
         let ends = self.bindings.iter().skip(1).map(|&(from, _)| from - 1);
@@ -193,8 +203,8 @@ impl Outbox {
                 void.insert(from, end);
             }
         }
-        // The oldest close prefixes first; the others follow when those are settled.
-        void.oldest(Limits::UNIT_SPANS / 2)
+        void.remove(0, self.settled.get(&account).copied().unwrap_or(0));
+        void
     }
 
     /// Forgets what a mark says is settled; returns how many samples that were.
@@ -203,6 +213,14 @@ impl Outbox {
             self.samples.range(..=upto).map(|(&s, _)| s).filter(|s| self.account_of(*s) == Some(account)).collect();
         for &sequence in &settled {
             self.take(sequence);
+        }
+        let known = self.settled.entry(account).or_default();
+        *known = upto.max(*known);
+        let ends = self.bindings.iter().skip(1).map(|&(from, _)| from - 1).chain([upto]);
+        for (&(from, bound), end) in self.bindings.iter().zip(ends) {
+            if bound == account && from <= end.min(upto) {
+                self.evicted.remove(from, end.min(upto));
+            }
         }
         settled.len()
     }
@@ -217,6 +235,8 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::account::{Account, Judgement};
+    use crate::proto::aggregate::Unit;
 
     const X: AccountId = AccountId([1; 16]);
     const Y: AccountId = AccountId([2; 16]);
@@ -228,6 +248,56 @@ mod tests {
             outbox.put(Arc::new(Sample { sequence, priority: Priority::Normal, metrics }));
         }
         outbox
+    }
+
+    /// Offers, commits and truncates until nothing is left; returns what was counted in each account.
+    fn drained(outbox: &mut Outbox, accounts: &mut [Account]) -> u64 {
+        let mut rounds = 0;
+        while outbox.depth() > 0 {
+            rounds += 1;
+            assert!(rounds < 10_000, "{} samples are never committed", outbox.depth());
+            for account in &mut *accounts {
+                let mut cursor = 1;
+                while let Some((offer, after)) = outbox.offer(me(), account.id, cursor, Limits::OFFER_SAMPLES) {
+                    assert!(offer.is_possible());
+                    cursor = after;
+                    let mut unit = Unit::empty(account.id);
+                    offer.samples.iter().for_each(|sample| unit.add(offer.source(), sample));
+                    unit.provenance.0.entry(offer.source()).or_default().void = offer.void.clone();
+                    if account.judge(&unit) == Judgement::Commit {
+                        account.commit(&unit);
+                    }
+                }
+                let source = Source { origin: me(), journal: outbox.journal };
+                if let Some(mark) = account.mark(&source) {
+                    outbox.truncate(account.id, mark.prefix);
+                }
+            }
+        }
+        accounts.iter().map(|account| account.totals.samples).sum()
+    }
+
+    #[test]
+    fn whatever_was_given_up_in_between_the_rest_is_committed() {
+        let odd = (1..=1_000).filter(|s| s % 2 == 1);
+        let late = (500..=900).filter(|s| s % 3 != 0);
+        for given_up in [odd.collect::<Vec<_>>(), late.collect(), (1..=40).collect()] {
+            let mut outbox = filled(1..=1_000);
+            outbox.bind(1, X);
+            given_up.iter().for_each(|&sequence| outbox.evict(sequence));
+            assert_eq!(drained(&mut outbox, &mut [Account::new(X)]), 1_000 - given_up.len() as u64);
+            assert_eq!((outbox.evicted(), outbox.evicted.is_empty()), (given_up.len() as u64, true));
+        }
+    }
+
+    #[test]
+    fn samples_of_many_bindings_are_all_committed() {
+        let mut outbox = filled(1..=1_000);
+        for n in 0..200 {
+            outbox.bind(1 + 5 * n, if n % 2 == 0 { X } else { Y });
+        }
+        (1..=1_000).filter(|s| s % 4 == 0).for_each(|sequence| outbox.evict(sequence));
+        assert_eq!(drained(&mut outbox, &mut [Account::new(X), Account::new(Y)]), 750);
     }
 
     fn me() -> NodeId {
@@ -279,6 +349,9 @@ mod tests {
         assert_eq!(outbox.least_wanted(1), [1]);
         assert_eq!(outbox.least_wanted(usize::MAX), [1, 2, 3, 4]);
         outbox.bind(1, X);
-        assert!(outbox.offer(me(), X, 1, 64).unwrap().0.void.contains(5));
+        // What was given up is said with the first sample after it.
+        assert!(outbox.offer(me(), X, 1, 64).unwrap().0.void.is_empty());
+        outbox.put(Arc::new(Sample { sequence: 6, priority: Priority::Low, metrics: vec![("n".into(), 1.0)] }));
+        assert_eq!(outbox.offer(me(), X, 1, 64).unwrap().0.void, RangeSet::of(5, 5));
     }
 }

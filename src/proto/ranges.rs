@@ -81,9 +81,24 @@ impl RangeSet {
         }
     }
 
-    /// The first `most` ranges.
-    pub fn oldest(mut self, most: usize) -> Self {
-        self.0.truncate(most);
+    /// Takes `first..=last` away.
+    pub fn remove(&mut self, first: u64, last: u64) {
+        let rest = |&(from, to): &(u64, u64)| {
+            let before = (from, to.min(first.saturating_sub(1)));
+            let after = (from.max(last.saturating_add(1)), to);
+            [before, after].into_iter().filter(|(from, to)| from <= to)
+        };
+        let start = self.0.partition_point(|&(_, to)| to < first);
+        let end = self.0.partition_point(|&(from, _)| from <= last);
+        if start < end {
+            let kept: Vec<_> = self.0[start..end].iter().flat_map(rest).collect();
+            self.0.splice(start..end, kept);
+        }
+    }
+
+    /// The ranges that begin before `end`.
+    pub fn before(mut self, end: u64) -> Self {
+        self.0.retain(|&(first, _)| first < end);
         self
     }
 
@@ -136,6 +151,10 @@ mod tests {
             union.extend(&y);
             prop_assert_eq!(members(&union), a.union(&b).copied().collect::<BTreeSet<_>>());
             prop_assert!(union.is_valid(60));
+            let mut rest = x.clone();
+            y.ranges().iter().for_each(|&(first, last)| rest.remove(first, last));
+            prop_assert_eq!(members(&rest), a.difference(&b).copied().collect::<BTreeSet<_>>());
+            prop_assert!(rest.is_valid(60));
             let prefix = (1..).take_while(|n| a.contains(n)).last().unwrap_or(0);
             prop_assert_eq!(x.prefix(), prefix);
         }

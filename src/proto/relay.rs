@@ -147,12 +147,9 @@ impl Relay {
                 continue;
             }
             window.push(Part::Sample(source, sample.clone()));
+            // Before the window closes: without it the root would wait for what never comes.
+            window.unit.provenance.0.entry(source).or_default().void.extend(&offer.void);
             self.close_if_full(now, offer.account);
-        }
-        if let Some(window) = self.open.get_mut(&offer.account)
-            && let Some(spans) = window.unit.provenance.0.get_mut(&source)
-        {
-            spans.void.extend(&offer.void);
         }
     }
 
@@ -276,6 +273,8 @@ impl Relay {
         let Some(kept) = self.forget(number) else { return Vec::new() };
         self.unsent.retain(|unsent| *unsent != number);
         let account = kept.unit.account;
+        let void = kept.unit.provenance.0.iter().map(|(source, spans)| (*source, spans.void.clone()));
+        let void: BTreeMap<_, _> = void.collect();
         self.close(now, account);
         let mut asks = Vec::new();
         for part in kept.parts {
@@ -295,6 +294,9 @@ impl Relay {
                 Part::Sample(source, sample) => {
                     let window = self.open.entry(account).or_insert_with(|| Window::new(account, now, self.quantiles));
                     window.push(Part::Sample(source, sample));
+                    if let Some(void) = void.get(&source) {
+                        window.unit.provenance.0.entry(source).or_default().void.extend(void);
+                    }
                 }
             }
         }

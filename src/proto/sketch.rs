@@ -26,8 +26,9 @@ pub struct Sketch {
     below: BTreeMap<i32, u64>,
 }
 
+/// Room for every bin there is: how many are kept is bounded here, by those that are in use.
 fn config() -> Config {
-    Config::new(ERROR, Limits::SKETCH_BINS as u32, ZERO)
+    Config::new(ERROR, 2 * LAST_BIN as u32, ZERO)
 }
 
 impl Sketch {

@@ -120,7 +120,9 @@ impl Summary {
                 }
             }
             if let Some(provisional) = &part.provisional {
-                whole.provisional.get_or_insert_default().merge(provisional);
+                let whole = whole.provisional.get_or_insert_default();
+                whole.merge(provisional);
+                whole.truncate(Limits::UNIT_METRICS);
             }
         }
         let opaque: Vec<_> = parts.iter().filter_map(|part| part.opaque.as_deref()).collect();

@@ -118,6 +118,34 @@ fn rules_decide_who_may_rise_and_how_far() {
     }
 }
 
+/// Two groups 157 km apart, which hear each other and cannot be each other's parents.
+fn far_apart(strategy: &str) -> String {
+    let far = |n: u8| format!("[[node]]\nname = \"far-{n}\"\nlevel = \"platform\"\nposition = [1.0, 1.00{n}]\n");
+    let mesh = "name = \"far\"\nseed = 1\nduration = \"240s\"\n[mesh]\nplatform = 4\narea_km = 1.0\n";
+    format!("{mesh}{strategy}\n[links]\nlatency = \"10ms\"\n{}{}{}", far(0), far(1), far(2))
+}
+
+#[test]
+fn nobody_rises_above_or_steps_down_for_who_is_out_of_reach() {
+    let hybrid = r#"strategy = "hybrid"
+        settings = { "topology.hybrid.promote" = ["platform"], "topology.hybrid.demote" = ["platform"] }"#;
+    for strategy in ["", hybrid] {
+        let report = from_text(&far_apart(strategy)).unwrap().run();
+        assert_eq!((report.parent_changes, report.failovers.len()), (0, 0), "{strategy}: {:?}", report.failovers);
+        let led = report.topology.iter().filter(|node| node.parent.is_some()).count();
+        assert_eq!((roots(&report).len(), led), (2, 5), "{strategy}: {:?}", report.topology);
+    }
+}
+
+#[test]
+fn a_mesh_that_loses_both_its_companies_goes_on() {
+    let mesh = "name = \"both\"\nseed = 1\nduration = \"100s\"\nsettle = \"1s\"\n[mesh]\ncompany = 2\nplatoon = 2\n\
+                squad = 2\nplatform = 8\narea_km = 2.0\n[links]\nlatency = \"10ms\"\n";
+    let crash = |n: u8, at: u8| format!("[[fault]]\nat = \"{at}s\"\nkind = \"crash\"\ntarget = \"company-{n}\"\n");
+    let report = from_text(&format!("{mesh}{}{}", crash(1, 30), crash(0, 60))).unwrap().run();
+    assert_eq!((roots(&report).len(), report.telemetry.lost), (1, 0));
+}
+
 #[test]
 fn a_company_knows_a_squad_of_a_hundred_by_its_summaries() {
     for seed in seeds() {

@@ -65,6 +65,13 @@ impl Issued {
         let spoke = |node| self.passed_on.contains(node) || self.outcome.replies.contains_key(node);
         self.transits.iter().all(spoke) && self.outcome.missing().next().is_none()
     }
+
+    /// Tells who asked, once.
+    fn conclude(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(request) = self.request.take() {
+            effects.push(Effect::Concluded { request, outcome: self.outcome.clone() });
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -166,20 +173,22 @@ impl Machine {
             effects.push(Effect::Dropped(why));
         }
         self.pass_on(now, &command.id, decision.ways(), Some(decision.consumes()), effects);
+        let id = command.id;
         if decision.consumes() {
             self.consume(now, command, effects);
         }
-        self.conclude_if_complete(now, effects);
+        self.conclude_if_complete(now, &id, effects);
     }
 
     /// Sends a command to peers, and tells its issuer so; the first time also whether this node is a target.
     fn pass_on(&mut self, now: Time, id: &Uuid, peers: &[NodeId], consumes: Option<bool>, effects: &mut Vec<Effect>) {
         let Some(held) = self.commands.held.get_mut(id) else { return };
         let Some(packet) = held.remaining(now) else { return };
-        // Who comes from under a higher term would take this for out of date: it waits until that is settled above.
+        // Who comes from under a higher term would take this for out of date: it waits until that is settled above, and
+        // its issuer for it.
         let settled = |peer: &&NodeId| self.view.children.get(peer).is_none_or(|child| child.fence <= self.view.fence);
-        let peers: Vec<_> = peers.iter().filter(settled).copied().collect();
-        held.sent.extend(&peers);
+        let now_to: Vec<_> = peers.iter().filter(settled).copied().collect();
+        held.sent.extend(&now_to);
         // Of one node its issuer knows already that it is awaited, and who only consumes says so by its answer.
         let is_known = matches!(packet.target, Target::Node(_)) || (peers.is_empty() && consumes == Some(true));
         if !is_known {
@@ -188,7 +197,7 @@ impl Machine {
             self.respond(now, *id, Response::PassedOn { consumes, to }, effects);
         }
         let frame = RouterFrame::Along(packet);
-        effects.extend(peers.into_iter().map(|peer| Effect::Send { peer, frame: frame.clone() }));
+        effects.extend(now_to.into_iter().map(|peer| Effect::Send { peer, frame: frame.clone() }));
     }
 
     /// The view is another: who attached says what it knows, and a target that moved is reached its new way.
@@ -415,7 +424,7 @@ impl Machine {
                     extend_within(&mut issued.transits, transits);
                     extend_within(&mut issued.passed_on, [from]);
                 }
-                return self.conclude_if_complete(now, effects);
+                return self.conclude_if_complete(now, &command, effects);
             }
             Response::Answer { verdict, text } => (verdict, text, None),
             Response::Explained(why) => (Verdict::Accepted, String::new(), Some(why)),
@@ -431,7 +440,7 @@ impl Machine {
         let late = issued.request.is_none();
         let reply = Reply { verdict, text, why, after: now.since(issued.at), late };
         issued.outcome.replies.entry(from).or_insert(reply);
-        self.conclude_if_complete(now, effects);
+        self.conclude_if_complete(now, &command, effects);
     }
 
     fn expect(&mut self, command: Uuid, nodes: impl IntoIterator<Item = NodeId>) {
@@ -440,25 +449,18 @@ impl Machine {
         }
     }
 
-    fn conclude_if_complete(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        self.conclude(|issued| now >= issued.deadline || issued.is_complete(), effects);
-    }
-
-    pub(super) fn tick_commands(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        self.conclude(|issued| now >= issued.deadline, effects);
-        if self.commands.retry_at.is_some_and(|at| now >= at) {
-            self.retry_stuck(now, effects);
+    fn conclude_if_complete(&mut self, now: Time, command: &Uuid, effects: &mut Vec<Effect>) {
+        let issued = self.commands.issued.get_mut(command);
+        if let Some(issued) = issued.filter(|issued| now >= issued.deadline || issued.is_complete()) {
+            issued.conclude(effects);
         }
     }
 
-    fn conclude(&mut self, done: impl Fn(&Issued) -> bool, effects: &mut Vec<Effect>) {
-        for issued in self.commands.issued.values_mut() {
-            if issued.request.is_some()
-                && done(issued)
-                && let Some(request) = issued.request.take()
-            {
-                effects.push(Effect::Concluded { request, outcome: issued.outcome.clone() });
-            }
+    pub(super) fn tick_commands(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let due = self.commands.issued.values_mut().filter(|issued| now >= issued.deadline);
+        due.for_each(|issued| issued.conclude(effects));
+        if self.commands.retry_at.is_some_and(|at| now >= at) {
+            self.retry_stuck(now, effects);
         }
     }
 }

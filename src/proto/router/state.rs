@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::id::NodeId;
+use crate::limits::Limits;
+use crate::proto::aggregate::Totals;
 use crate::proto::packet::RouterFrame;
 use crate::proto::router::machine::{Effect, Machine};
 use crate::proto::sample::Telemetry;
@@ -21,15 +23,25 @@ pub(super) struct States {
     published: bool,
     below: BTreeMap<NodeId, Summary>,
     pub whole: Summary,
+    waiting: Option<Waiting>,
     told: Time,
     due: Time,
+}
+
+/// In a partition, what the own samples add up to that wait, and which of them are in it.
+#[derive(Clone, Debug)]
+struct Waiting {
+    totals: Totals,
+    upto: u64,
+    evicted: u64,
+    since: Time,
 }
 
 impl States {
     pub fn new(now: Time) -> Self {
         let own = NodeState::default();
         let whole = Summary::of(&own);
-        Self { own, published: false, below: BTreeMap::new(), whole, told: now, due: now }
+        Self { own, published: false, below: BTreeMap::new(), whole, waiting: None, told: now, due: now }
     }
 
     pub fn due(&self) -> Time {
@@ -104,8 +116,7 @@ impl Machine {
             return;
         }
         let mut own = Summary::of(&self.states.own);
-        // Nothing is committed meanwhile: the root of this part shows what waits.
-        own.provisional = self.view.partition.map(|_| Box::new(self.durable.outbox.totals()));
+        own.provisional = self.provisional(now).map(Box::new);
         let parts = std::iter::once(&own).chain(self.states.below.values());
         let whole = Summary::merged(parts, self.settings.aggregator.as_deref());
         (self.states.told, self.states.due) = (now, now + REFRESH);
@@ -115,6 +126,28 @@ impl Machine {
             effects.push(Effect::Send { peer: parent.id, frame });
         }
         self.states.whole = whole;
+    }
+
+    /// Nothing is committed in a partition: its root shows what waits. Samples are added as they come; what was given up
+    /// meanwhile is left out at the next refresh, for all must be added up again for that.
+    fn provisional(&mut self, now: Time) -> Option<Totals> {
+        let outbox = &self.durable.outbox;
+        let waiting = &mut self.states.waiting;
+        let old = |w: &mut Waiting| w.evicted != outbox.evicted() && now >= w.since + REFRESH;
+        if self.view.partition.is_none() || waiting.as_mut().is_some_and(|w| old(w)) {
+            *waiting = None;
+        }
+        self.view.partition?;
+        let waiting = waiting.get_or_insert_with(|| Waiting {
+            totals: Totals::default(),
+            upto: 0,
+            evicted: outbox.evicted(),
+            since: now,
+        });
+        outbox.since(waiting.upto).for_each(|sample| waiting.totals.add(sample));
+        waiting.totals.truncate(Limits::UNIT_METRICS);
+        waiting.upto = outbox.next_sequence();
+        Some(waiting.totals.clone())
     }
 }
 

@@ -257,7 +257,11 @@ impl Machine {
 
     /// Moves own samples and relayed units as far as they may go.
     pub(super) fn pump(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let Some(account) = self.view.account else { return };
+        let Some(account) = self.view.account else {
+            // Nothing is offered to anybody.
+            self.telemetry.stray_at = None;
+            return;
+        };
         self.offer_own(now, account, effects);
         self.offer_strays(now, account, effects);
         if let Some((parent, child_tenure, parent_tenure)) = self.way_up() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::id::NodeId;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::uplink::{ATTEMPT, LISTEN};
-use crate::proto::topology::{Frame, Parting};
+use crate::proto::topology::{Frame, Parting, Path};
 use crate::time::Time;
 
 /// How long a node that nobody keeps a slot for waits before it asks again: twice as long each time.
@@ -48,14 +48,30 @@ impl Machine {
         }
     }
 
-    pub(super) fn backup_accepted(&mut self, peer: NodeId, serial: u64, effects: &mut Vec<Effect>) {
+    pub(super) fn backup_accepted(
+        &mut self,
+        now: Time,
+        peer: NodeId,
+        serial: u64,
+        path: &Path,
+        effects: &mut Vec<Effect>,
+    ) {
         match self.uplink.backup.as_mut().filter(|b| b.id == peer && b.serial == serial) {
             Some(kept) => {
                 kept.accepted = true;
                 self.uplink.backups_refused = 0;
                 self.touch();
+                self.backup_moved(now, peer, path);
             }
             None => effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved })),
+        }
+    }
+
+    /// A backup that has stepped down to this node's level would refuse when it is needed.
+    pub(super) fn backup_moved(&mut self, now: Time, peer: NodeId, path: &Path) {
+        let low = path.waypoints.first().is_none_or(|backup| backup.effective_level <= self.effective_level());
+        if low && self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
+            self.drop_backup(now);
         }
     }
 }

@@ -113,7 +113,9 @@ impl Machine {
         let root = self.uplink.path.waypoints.last().map_or(self.settings.me, |root| root.id);
         match (apart, self.command.partition) {
             (true, None) => {
-                self.command.partition = Some(Partition { since: now, root });
+                // It has lasted since the tree above was gone, for who has noticed that.
+                let since = self.command.cut_off_since.unwrap_or(now);
+                self.command.partition = Some(Partition { since, root });
                 effects.push(Effect::Event(Event::PartitionDetected { root }));
                 self.touch();
             }
@@ -132,7 +134,8 @@ impl Machine {
     /// The partition is over when a root as high as the one that was lost has stood above for long enough.
     fn heal(&mut self, now: Time, partition: Partition, effects: &mut Vec<Effect>) {
         let root = self.uplink.path.waypoints.last().map(|root| root.level);
-        if root < self.command.known_root {
+        // Not before there is one term for all that is below.
+        if root < self.command.known_root || self.uplink.path.fence < self.command.highest {
             self.command.healing_since = None;
             return;
         }

@@ -1,6 +1,6 @@
 //! The way down: accepting children, keeping slots for others, and knowing who is below.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ pub(super) struct Downlink {
     /// Whose backup this node is, with the serial of the request.
     pub reserved: BTreeMap<NodeId, u64>,
     pub descendants: Arc<BTreeMap<NodeId, (NodeId, Descendant)>>,
+    /// Whom a child has named so far in a report that replaces what it said before.
+    told: BTreeMap<NodeId, BTreeSet<NodeId>>,
     /// Changes not yet reported to the parent, and when they are due.
     unreported: BTreeMap<NodeId, Option<Descendant>>,
     report_at: Option<Time>,
@@ -93,10 +95,6 @@ impl Machine {
         if known.is_some_and(|child| (child.tenure, child.serial) > (tenure, serial)) {
             return effects.push(Effect::Dropped("stale_attach"));
         }
-        // Nobody has seen a root higher than the mesh has levels.
-        if applicant.known_root > Some(self.settings.top_level) {
-            return effects.push(Effect::Dropped("impossible_root"));
-        }
         let welcome = !matches!(self.refusal(peer, effective_level, backup), Some(Refusal::Level | Refusal::Closed));
         if welcome && !backup {
             self.make_room(now, peer, effective_level, effects);
@@ -158,7 +156,9 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) {
         self.downlink.reserved.remove(&peer);
-        self.command.known_root = self.command.known_root.max(applicant.known_root);
+        // Nobody has seen a root higher than the mesh has levels.
+        let known_root = applicant.known_root.filter(|level| *level <= self.settings.top_level);
+        self.command.known_root = self.command.known_root.max(known_root);
         self.heard_of_term(applicant.fence, effects);
         let Applicant { level, effective_level, capabilities, account, fence, .. } = applicant;
         // A child that confirms its link has been one since it attached.
@@ -215,6 +215,7 @@ impl Machine {
         if self.downlink.children.remove(&peer).is_none() {
             return;
         }
+        self.downlink.told.remove(&peer);
         for id in self.downlink.below(peer) {
             self.downlink.remove(now, peer, id);
         }
@@ -226,20 +227,22 @@ impl Machine {
         &mut self,
         now: Time,
         peer: NodeId,
-        full: bool,
+        (full, last): (bool, bool),
         changes: Vec<Change>,
         effects: &mut Vec<Effect>,
     ) {
         if !self.downlink.children.contains_key(&peer) {
-            self.dismiss(peer, Parting::Stale, effects);
+            // It takes this node for its parent: its request, if it still does, shows whether it may.
+            effects.push(Effect::Send(peer, Frame::Resync));
             return effects.push(Effect::Dropped("subtree_of_stranger"));
         }
+        let named = changes.iter().filter_map(|change| match change {
+            Change::Added(descendant) => Some(descendant.id),
+            Change::Removed(_) => None,
+        });
         if full {
-            let named = |id: &NodeId| changes.iter().any(|c| matches!(c, Change::Added(d) if d.id == *id));
-            let gone: Vec<_> = self.downlink.below(peer).into_iter().filter(|id| *id != peer && !named(id)).collect();
-            for id in gone {
-                self.downlink.remove(now, peer, id);
-            }
+            let told = self.downlink.told.entry(peer).or_default();
+            told.extend(named.take(Limits::DESCENDANTS.saturating_sub(told.len())));
         }
         for change in changes.into_iter().take(Limits::SUBTREE_CHANGES) {
             match change {
@@ -249,6 +252,11 @@ impl Machine {
                 Change::Removed(id) if id != peer => self.downlink.remove(now, peer, id),
                 Change::Added(_) | Change::Removed(_) => effects.push(Effect::Dropped("impossible_subtree")),
             }
+        }
+        if full && last {
+            let told = self.downlink.told.remove(&peer).unwrap_or_default();
+            let gone = self.downlink.below(peer).into_iter().filter(|id| *id != peer && !told.contains(id));
+            gone.for_each(|id| self.downlink.remove(now, peer, id));
         }
         self.touch();
     }
@@ -261,11 +269,14 @@ impl Machine {
         self.downlink.unreported.clear();
         self.downlink.report_at = None;
         let all: Vec<_> = self.downlink.descendants.values().map(|(_, d)| Change::Added(d.clone())).collect();
-        if all.is_empty() {
-            return effects.push(Effect::Send(parent, Frame::Subtree { full: true, changes: all }));
-        }
-        for (i, changes) in all.chunks(Limits::SUBTREE_CHANGES).enumerate() {
-            effects.push(Effect::Send(parent, Frame::Subtree { full: i == 0, changes: changes.to_vec() }));
+        let mut left = all.chunks(Limits::SUBTREE_CHANGES).peekable();
+        loop {
+            let changes = left.next().unwrap_or_default().to_vec();
+            let last = left.peek().is_none();
+            effects.push(Effect::Send(parent, Frame::Subtree { full: true, last, changes }));
+            if last {
+                return;
+            }
         }
     }
 
@@ -285,7 +296,7 @@ impl Machine {
             .map(|(id, descendant)| descendant.map_or(Change::Removed(id), Change::Added))
             .collect();
         for changes in all.chunks(Limits::SUBTREE_CHANGES) {
-            effects.push(Effect::Send(parent, Frame::Subtree { full: false, changes: changes.to_vec() }));
+            effects.push(Effect::Send(parent, Frame::Subtree { full: false, last: true, changes: changes.to_vec() }));
         }
     }
 

@@ -71,7 +71,9 @@ impl Machine {
     fn group(&self, now: Time) -> Vec<Profile> {
         let level = self.effective_level();
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id.prefix());
-        let is_peer = |beacon: &Beacon| beacon.effective_level == level && beacon.parent == parent;
+        // Whoever has no parent is led only within reach.
+        let is_near = |beacon: &Beacon| parent.is_some() || self.is_near(beacon);
+        let is_peer = |b: &Beacon| b.effective_level == level && b.parent == parent && is_near(b);
         let alive = |n: &Neighbour| n.vitality(now) == Vitality::Alive && !self.is_doubted(&n.beacon);
         let peers = self.neighbours.iter().filter(|(_, n)| is_peer(&n.beacon) && alive(n));
         std::iter::once(self.profile()).chain(peers.map(|(_, n)| profile_of(&n.beacon))).collect()
@@ -210,9 +212,10 @@ impl Machine {
         let base = self.settings.level;
         let leader = &self.neighbours.get(&self.leader)?.beacon;
         let equal = self.uplink.parent.is_none() && leader.effective_level == self.effective_level();
+        let reachable = self.is_near(leader) && !self.has_failed(&leader.id);
         let movers = self.downlink.children.values().filter(|child| child.effective_level >= base).count();
         let room = usize::from(leader.free_slots) > movers;
-        (equal && room).then_some(Lower { level: base, after: EXCESS, successor: Some(leader.id) })
+        (equal && reachable && room).then_some(Lower { level: base, after: EXCESS, successor: Some(leader.id) })
     }
 
     fn step_down(&mut self, now: Time, to: Level, effects: &mut Vec<Effect>) {

@@ -69,6 +69,14 @@ impl Machine {
     pub(super) fn choose_laterals(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let known = &self.neighbours;
         self.laterals.0.retain(|id, bond| !matches!(bond, Bond::Resting { .. }) || known.get(id).is_some());
+        // Who has risen or stepped down since is no lateral any more.
+        let level = self.effective_level();
+        let moved = |id: &NodeId| known.get(id).is_some_and(|n| n.beacon.effective_level != level);
+        let moved: Vec<_> = self.laterals.accepted().filter(moved).collect();
+        for peer in moved {
+            effects.push(Effect::Send(peer, Frame::Lateral(Lateral::End)));
+            self.lateral_gone(peer, effects);
+        }
         for bond in self.laterals.0.values_mut() {
             if let Bond::Offered { until, times, .. } = *bond
                 && now >= until

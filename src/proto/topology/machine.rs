@@ -23,7 +23,7 @@ use crate::proto::topology::downlink::Downlink;
 use crate::proto::topology::hierarchy::Hierarchy;
 use crate::proto::topology::laterals::Laterals;
 use crate::proto::topology::uplink::Uplink;
-use crate::proto::topology::{Fence, Frame, Parting, Standing, Tenure, View, Why};
+use crate::proto::topology::{Fence, Frame, Standing, Tenure, View, Why};
 use crate::time::{Time, earliest};
 
 /// How long after news the machine thinks again, so that a burst is one thought.
@@ -209,7 +209,8 @@ impl Machine {
             Input::Frame(peer, frame) => self.frame(now, peer, frame, effects),
             // A child that is held is not let go because the router has not heard of it yet.
             Input::Stale(child) if self.downlink.children.contains_key(&child) => self.dirty = true,
-            Input::Stale(child) => self.dismiss(child, Parting::Stale, effects),
+            Input::Stale(child) if self.links.contains_key(&child) => effects.push(Effect::Send(child, Frame::Resync)),
+            Input::Stale(_) => {}
             Input::Reevaluate => self.think(now, effects),
             Input::Explain(command) => {
                 let why = self.why(now).abridged();
@@ -338,7 +339,9 @@ impl Machine {
             Frame::Fence(fence) => self.fence_below(peer, fence, effects),
             Frame::HandOver { to } => self.handed_over(now, peer, to, effects),
             Frame::Path(path) => self.path_changed(now, peer, path, effects),
-            Frame::Subtree { full, changes } => self.subtree_reported(now, peer, full, changes, effects),
+            Frame::Subtree { full, last, changes } => {
+                self.subtree_reported(now, peer, (full, last), changes, effects);
+            }
             // The answer to it has the whole subtree reported.
             Frame::Resync if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) => {
                 self.confirm_parent(effects);

@@ -174,9 +174,11 @@ pub enum Frame {
     Path(Path),
     /// From child to parent: below is somebody who knows of a higher term.
     Fence(Fence),
-    /// From child to parent: who is below. `full` replaces what was said before.
+    /// From child to parent: who is below. What is said with `full` in one or more frames, the last one `last`, replaces
+    /// what was said before.
     Subtree {
         full: bool,
+        last: bool,
         changes: Vec<Change>,
     },
     /// From parent to child: say again who is below you.

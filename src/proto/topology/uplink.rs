@@ -187,8 +187,7 @@ impl Machine {
 
     /// Whether somebody above has not been asked yet, or is being asked for the first time.
     pub(super) fn has_untried_candidate(&self, now: Time) -> bool {
-        let untried = |id: &NodeId| !self.uplink.cooldowns.contains_key(id);
-        self.ranking(now).iter().any(|rank| untried(&rank.id))
+        self.ranking(now).iter().any(|rank| !self.has_failed(&rank.id))
     }
 
     /// Whether somebody above is there, and has no room for this node.
@@ -197,8 +196,22 @@ impl Machine {
         let refused = |id: &NodeId| self.uplink.cooldowns.get(id).is_some_and(|cooldown| cooldown.refused);
         self.neighbours.iter().any(|(id, n)| {
             let full = n.beacon.free_slots == 0 || refused(id);
-            n.beacon.effective_level > level && n.is_fresh(now) && full && !self.is_doubted(&n.beacon)
+            let there = n.is_fresh(now) && !self.is_doubted(&n.beacon) && self.is_near(&n.beacon);
+            n.beacon.effective_level > level && there && full
         })
+    }
+
+    /// Whether a node is not too far away to be a parent; who does not say where it is may be.
+    pub(super) fn is_near(&self, beacon: &Beacon) -> bool {
+        match (self.description.position, beacon.point()) {
+            (Some(here), Some(there)) => here.distance_m(&there) <= self.settings.max_distance_m,
+            _ => true,
+        }
+    }
+
+    /// Whether a candidate did not become the parent when it was last asked.
+    pub(super) fn has_failed(&self, id: &NodeId) -> bool {
+        self.uplink.cooldowns.contains_key(id)
     }
 
     /// Has the parent confirm the link: after a restart, or under a new tenure.
@@ -301,15 +314,25 @@ impl Machine {
                 self.attempt(now, best.id, cause, detail, effects);
             }
             Some(parent) if best.id != parent.id => {
-                let Some(present) = ranking.iter().find(|rank| rank.id == parent.id) else { return };
-                let kept = now.since(parent.since) >= self.settings.dwell;
-                if kept && best.displaces(present, self.settings.hysteresis) {
-                    let (cause, why) = match best.rooted && !present.rooted {
-                        true => (Cause::Healed, "a root is in reach through it"),
-                        false => (Cause::Better, "better by more than the hysteresis"),
-                    };
-                    let detail = format!("{why}: {:.3} against {:.3}", best.score, present.score);
-                    self.attempt(now, best.id, cause, detail, effects);
+                if now.since(parent.since) < self.settings.dwell {
+                    return;
+                }
+                match ranking.iter().find(|rank| rank.id == parent.id) {
+                    Some(present) if best.displaces(present, self.settings.hysteresis) => {
+                        let (cause, why) = match best.rooted && !present.rooted {
+                            true => (Cause::Healed, "a root is in reach through it"),
+                            false => (Cause::Better, "better by more than the hysteresis"),
+                        };
+                        let detail = format!("{why}: {:.3} against {:.3}", best.score, present.score);
+                        self.attempt(now, best.id, cause, detail, effects);
+                    }
+                    Some(_) => {}
+                    // What is not heard of it says nothing: the link does. What is heard says that it should not be one.
+                    None if self.neighbours.get(&parent.id).is_some() => {
+                        let detail = "the parent does not pass the gates any more".to_owned();
+                        self.attempt(now, best.id, Cause::Better, detail, effects);
+                    }
+                    None => {}
                 }
             }
             Some(_) => {}
@@ -410,11 +433,11 @@ impl Machine {
         backup: bool,
         effects: &mut Vec<Effect>,
     ) {
-        if !path.is_possible() || path.waypoints[0].id != peer || self.is_on(&path) {
+        if !self.may_be_above(peer, &path) {
             return effects.push(Effect::Dropped("impossible_path"));
         }
         if backup {
-            return self.backup_accepted(peer, serial, effects);
+            return self.backup_accepted(now, peer, serial, &path, effects);
         }
         let Some(attempt) = self.uplink.attempt.take_if(|a| a.id == peer && a.serial == serial) else {
             let present = self.uplink.parent.as_ref().is_some_and(|p| p.id == peer && p.serial == serial);
@@ -499,11 +522,12 @@ impl Machine {
     }
 
     pub(super) fn path_changed(&mut self, now: Time, peer: NodeId, path: Path, effects: &mut Vec<Effect>) {
+        self.backup_moved(now, peer, &path);
         if self.uplink.parent.as_ref().is_none_or(|parent| parent.id != peer) {
             return;
         }
         let too_low = path.waypoints.first().is_none_or(|w| w.effective_level <= self.effective_level());
-        if !path.is_possible() || too_low || path.waypoints[0].id != peer || self.is_on(&path) {
+        if too_low || !self.may_be_above(peer, &path) {
             effects.push(Effect::Dropped("impossible_path"));
             return self.lose_parent(now, Cause::Closed, "its path is impossible", effects);
         }
@@ -570,7 +594,11 @@ impl Machine {
         self.uplink.path = Arc::new(path);
     }
 
-    fn is_on(&self, path: &Path) -> bool {
-        path.waypoints.iter().any(|waypoint| waypoint.id == self.settings.me)
+    /// Whether a path can be what is above this node: it begins with who says so, and ends within the levels of the mesh.
+    fn may_be_above(&self, peer: NodeId, path: &Path) -> bool {
+        let (me, top) = (self.settings.me, self.settings.top_level);
+        path.is_possible()
+            && path.waypoints[0].id == peer
+            && path.waypoints.iter().all(|waypoint| waypoint.id != me && waypoint.level <= top)
     }
 }

@@ -1,5 +1,6 @@
 //! The client's side of the control socket.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -79,13 +80,17 @@ pub fn runtime_dir() -> PathBuf {
 
 /// The sockets at which a node answers, of those in the runtime directory.
 pub async fn running_nodes() -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(runtime_dir()) else { return Vec::new() };
-    let mut sockets: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    let within = |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path());
+    let (directories, mut sockets): (Vec<_>, Vec<_>) = within(runtime_dir()).partition(|path| path.is_dir());
+    // The nodes of a running demo are in a directory of their own.
+    sockets.extend(directories.into_iter().flat_map(within));
     sockets.retain(|path| path.extension().is_some_and(|extension| extension == "sock"));
     sockets.sort();
-    let mut answering = Vec::new();
+    let (mut answering, mut seen) = (Vec::new(), BTreeSet::new());
     for socket in sockets {
-        if UnixStream::connect(&socket).await.is_ok() {
+        // A node that was killed may have left a link to a socket that its successor has.
+        let real = std::fs::canonicalize(&socket).unwrap_or_else(|_| socket.clone());
+        if UnixStream::connect(&socket).await.is_ok() && seen.insert(real) {
             answering.push(socket);
         }
     }

@@ -1,6 +1,6 @@
 //! The server's side of the control socket.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,10 @@ const COMES_BACK: Duration = Duration::from_secs(2);
 
 /// Serves a node's control socket until the handle is aborted. The socket of a killed process is replaced.
 pub fn serve(node: Node, socket: &Path) -> std::io::Result<JoinHandle<()>> {
-    if socket.exists() {
+    if let Ok(there) = std::fs::symlink_metadata(socket) {
+        if !there.file_type().is_socket() {
+            return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "what is there is no socket"));
+        }
         match std::os::unix::net::UnixStream::connect(socket) {
             Ok(_) => return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another node answers there")),
             Err(_) => std::fs::remove_file(socket)?,

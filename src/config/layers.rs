@@ -90,8 +90,8 @@ impl Layers {
 
     /// Lays the variables `TUSSOCK_SECTION_KEY` of known sections over it.
     pub fn environment(mut self, variables: impl Iterator<Item = (String, String)>) -> Self {
-        const SECTIONS: [&str; 8] =
-            ["node", "formation", "discovery", "beacon", "topology", "failover", "telemetry", "transport"];
+        const SECTIONS: [&str; 9] =
+            ["node", "formation", "discovery", "beacon", "topology", "failover", "telemetry", "partition", "transport"];
         for (variable, value) in variables {
             let Some(rest) = variable.strip_prefix("TUSSOCK_") else { continue };
             let rest = rest.to_lowercase();

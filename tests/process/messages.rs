@@ -143,3 +143,30 @@ fn listening_beyond_loopback_must_be_meant() {
     assert_eq!(code, 78);
     assert!(text.contains("transport.open = true"), "{text}");
 }
+
+#[test]
+fn a_file_where_the_socket_should_be_is_left_alone() {
+    let place = Place::new();
+    let file = place.write("notes.txt", "precious");
+    let (code, text) = complaint(&place, &["run", "--name", "a", "--socket", file.to_str().unwrap()]);
+    assert_eq!((code, std::fs::read_to_string(&file).unwrap().as_str()), (1, "precious"));
+    assert!(text.starts_with("tussock: DIR/notes.txt: what is there is no socket\n"), "{text}");
+}
+
+#[test]
+fn every_section_can_be_set_by_the_environment() {
+    let place = Place::new();
+    for section in ["NODE", "BEACON", "TOPOLOGY", "FAILOVER", "TELEMETRY", "PARTITION", "TRANSPORT"] {
+        let variable = format!("TUSSOCK_{section}_NO_SUCH_KEY");
+        let output = place.tussock(&["run", "--name", "a"]).env(&variable, "1").output().unwrap();
+        assert_eq!(output.status.code(), Some(78), "{variable}: {output:?}");
+    }
+}
+
+#[test]
+fn output_that_nobody_can_take_is_a_failure() {
+    let place = Place::new();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = place.tussock(&["sim", "formation"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::demo::mesh::Mesh;
-use crate::output::{Failure, Format, exit, print, print_json};
+use crate::output::{Failure, Format, exit, print, print_json, say};
 use crate::run::Signals;
 
 #[derive(Debug, Args)]
@@ -96,14 +96,18 @@ pub async fn run(args: &DemoArgs, format: Format) -> Result<u8, Failure> {
             continue;
         }
         if name == "stop" && !args.exit {
-            match mesh.serve() {
-                Ok(sockets) => print(&format!(
-                    "the mesh is up; look around with: tussock why --socket {}/platform-0.sock\n",
+            let up = match mesh.serve() {
+                Ok(sockets) => format!(
+                    "the mesh is up; look around with: tussock why --socket {}/platform-0.sock",
                     sockets.display()
-                )),
-                Err(error) => print(&format!("the mesh is up, without control sockets: {error}\n")),
+                ),
+                Err(error) => format!("the mesh is up, without control sockets: {error}"),
+            };
+            let up = format!("{up}\npress Ctrl-C to stop it");
+            match format {
+                Format::Table => print(&format!("{up}\n")),
+                Format::Json | Format::Jsonl => say(&up),
             }
-            print("press Ctrl-C to stop it\n");
             signals.next().await;
         }
         let at = started.elapsed();
@@ -116,6 +120,10 @@ pub async fn run(args: &DemoArgs, format: Format) -> Result<u8, Failure> {
         };
         let Ok((checks, detail)) = interrupted else {
             mesh.stop().await;
+            if args.exit {
+                let fix = "let it run to its end: a step takes a few seconds";
+                return Err(Failure::new(exit::FAILED, "interrupted", format!("interrupted in step {name}"), fix));
+            }
             return Ok(0);
         };
         let passed = checks.iter().all(|check| check.passed);

@@ -97,11 +97,28 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("panic at {}: {}", panic.location().map_or("?".into(), ToString::to_string), panic_text(panic));
     }));
+    if !matches!(cli.verb, Verb::Run(_) | Verb::Demo(_)) {
+        end_on_signals();
+    }
     let result = init_log(&cli).and_then(|()| dispatch(&cli.verb, format, cli.output.drawing()));
     match result {
         Ok(code) => ExitCode::from(code),
         Err(failure) => fail(&failure, format),
     }
+}
+
+/// A verb that only looks has nothing to put in order: it ends when it is asked to.
+fn end_on_signals() {
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        let Ok(runtime) = runtime else { return };
+        runtime.block_on(async {
+            if let Ok(mut signals) = run::Signals::listen() {
+                signals.next().await;
+                std::process::exit(0);
+            }
+        });
+    });
 }
 
 /// What the parser says, and with a JSON format the error on stdout as for every other failure.
@@ -111,7 +128,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         output::print(&error.to_string());
         return ExitCode::SUCCESS;
     }
-    let arguments: Vec<_> = std::env::args().collect();
+    let arguments: Vec<_> = std::env::args_os().collect();
     let asked = |word: &str| arguments.iter().any(|argument| argument == word);
     let json = asked("--json") || asked("json") || asked("jsonl") || asked("-ojson") || asked("--output=json");
     output::say(error.to_string().trim_end());
@@ -168,7 +185,7 @@ fn init_log(cli: &Cli) -> Result<(), Failure> {
     let filter = cli.log.as_deref().unwrap_or(default);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         let fix = "use a level or target=level, such as tussock=debug";
-        let flag = std::env::args().any(|argument| argument.starts_with("--log"));
+        let flag = std::env::args_os().any(|argument| argument.to_string_lossy().starts_with("--log"));
         let (code, origin) = if flag { (exit::USAGE, "--log") } else { (exit::CONFIG, "the variable TUSSOCK_LOG") };
         Failure::new(code, "bad_log_filter", format!("{origin}: {filter}: {error}"), fix)
     })?;

@@ -147,12 +147,15 @@ pub fn print_line(value: &Value) {
     print(&format!("{value}\n"));
 }
 
-/// Prints text; a closed pipe ends the process quietly.
+/// Prints text; a closed pipe ends the process quietly, a full disk does not.
 pub fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+    let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) else { return };
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
         std::process::exit(0);
     }
+    say(&format!("tussock: stdout takes nothing: {error}"));
+    std::process::exit(exit::FAILED.into());
 }
 
 /// A message on stderr. Nobody reading it must not end a node.

@@ -1,5 +1,6 @@
 //! `tussock run` and `tussock id`: one node until it is stopped.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tussock::storage::StorageError;
 use tussock::transport::TransportError;
 use tussock::{Config, Event, Node, NodeId, SpawnError};
 
-use crate::output::{Failure, Format, envelope, exit, print, print_json, print_line, say};
+use crate::output::{Failure, Format, envelope, exit, print, print_json, say};
 use crate::telemetry;
 
 #[derive(Debug, Args)]
@@ -105,7 +106,7 @@ fn configuration(args: &RunArgs) -> Result<Config, Failure> {
     if let Some(path) = &args.config {
         layers = layers.file(path)?;
     }
-    layers = layers.environment(std::env::vars());
+    layers = layers.environment(variables());
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     if let Some(name) = &args.name {
         layers = layers.set("node.name", &quoted(name), "--name".into());
@@ -239,15 +240,11 @@ pub fn private_dir(directory: &Path) -> std::io::Result<()> {
 fn announce(node: &Node, socket: &Path, format: Format) {
     let listen: Vec<String> = node.listen().iter().map(SocketAddr::to_string).collect();
     let config = node.config();
-    match format {
-        Format::Table => print(&format!(
-            "ready {} {} listen={} socket={}\n",
-            node.name(),
-            node.id(),
-            listen.join(","),
-            socket.display()
-        )),
-        Format::Json | Format::Jsonl => print_line(&envelope(
+    let line = match format {
+        Format::Table => {
+            format!("ready {} {} listen={} socket={}", node.name(), node.id(), listen.join(","), socket.display())
+        }
+        Format::Json | Format::Jsonl => envelope(
             "run",
             &json!({
                 "node": {"id": node.id().to_string(), "name": node.name()},
@@ -257,8 +254,19 @@ fn announce(node: &Node, socket: &Path, format: Format) {
                 "data_dir": config.node.data_dir,
                 "pid": std::process::id(),
             }),
-        )),
+        )
+        .to_string(),
+    };
+    // A node does not depend on somebody reading this.
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        tracing::warn!(%error, "stdout takes nothing; the node goes on");
     }
+}
+
+/// The environment; what is no text cannot be a value, and is refused as one.
+pub fn variables() -> impl Iterator<Item = (String, String)> {
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
 }
 
 /// A plain node accepts every command, after it has emitted `command_received`.

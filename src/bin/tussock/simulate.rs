@@ -9,7 +9,7 @@ use crate::output::{Failure, Format, exit, print, print_json, print_line, progre
 
 #[derive(Debug, Args)]
 pub struct SimArgs {
-    /// A scenario file, or a built-in scenario: formation, failover
+    /// A scenario file, or a built-in scenario: formation, failover, partition
     scenario: String,
     /// Replaces the scenario's seed
     #[arg(long)]
@@ -64,7 +64,8 @@ fn many(args: &SimArgs, first: u64, last: u64, format: Format) -> Result<u8, Fai
             if format == Format::Table {
                 print(&summary_of(&report));
             }
-            say(&format!("seed {seed} failed; replay it with: tussock sim {} --seed {seed}", args.scenario));
+            let nodes = args.nodes.map_or(String::new(), |nodes| format!(" --nodes {nodes}"));
+            say(&format!("seed {seed} failed; replay it with: tussock sim {} --seed {seed}{nodes}", args.scenario));
             break;
         }
     }

@@ -133,8 +133,8 @@ impl Machine {
     fn provisional(&mut self, now: Time) -> Option<Totals> {
         let outbox = &self.durable.outbox;
         let waiting = &mut self.states.waiting;
-        let old = |w: &mut Waiting| w.evicted != outbox.evicted() && now >= w.since + REFRESH;
-        if self.view.partition.is_none() || waiting.as_mut().is_some_and(|w| old(w)) {
+        let old = |w: &Waiting| w.evicted != outbox.evicted() && now >= w.since + REFRESH;
+        if self.view.partition.is_none() || waiting.as_ref().is_some_and(old) {
             *waiting = None;
         }
         self.view.partition?;

@@ -297,7 +297,9 @@ impl Machine {
         let ranking = self.ranking(now);
         let Some(&best) = ranking.first() else {
             if self.uplink.parent.is_none() {
-                self.uplink.reason = "no candidate passes the gates".into();
+                let above = self.neighbours.iter().any(|(_, n)| n.beacon.effective_level > self.effective_level());
+                let why = if above { "no candidate passes the gates" } else { "nobody above this node is in sight" };
+                self.uplink.reason = why.into();
                 if self.uplink.first_sight.take().is_some() {
                     self.touch();
                 }
@@ -396,9 +398,11 @@ impl Machine {
     fn attempt_failed(&mut self, now: Time, id: NodeId, cause: Cause, why: &str, effects: &mut Vec<Effect>) {
         let Some(attempt) = self.uplink.attempt.take_if(|attempt| attempt.id == id) else { return };
         self.rest(now, id, cause == Cause::Refused);
-        self.uplink.reason = format!("{} did not take this node: {why}", id.short());
-        if self.uplink.parent.is_none() && self.uplink.lost.is_none() && cause == Cause::Refused {
-            self.uplink.lost = Some(Lost { id: attempt.id, at: now, cause, detail: why.to_owned() });
+        if self.uplink.parent.is_none() {
+            self.uplink.reason = format!("{} did not take this node: {why}", id.short());
+            if self.uplink.lost.is_none() && cause == Cause::Refused {
+                self.uplink.lost = Some(Lost { id: attempt.id, at: now, cause, detail: why.to_owned() });
+            }
         }
         self.touch();
         self.choose_parent(now, effects);

@@ -263,7 +263,7 @@ fn settings() -> Result<tussock::Config, Failure> {
         .set("formation.name", "\"demo\"", "the demo".into())
         .set("telemetry.window", "\"250ms\"", "the demo".into())
         .set("partition.timeout", "\"2s\"", "the demo".into());
-    Ok(layers.environment(std::env::vars()).build()?)
+    Ok(layers.environment(crate::run::variables()).build()?)
 }
 
 fn not_started(name: &str, error: &impl ToString) -> Failure {

@@ -181,6 +181,7 @@ pub async fn why(node: &Node, other: Option<&str>) -> Result<Value, Refused> {
                 "score": c.score,
                 "gates": c.gates,
                 "factors": c.factors,
+                "doubt": c.doubt,
             })
         })
         .collect();

@@ -279,12 +279,12 @@ pub async fn why(args: &NodeArgs, verb: &WhyArgs, format: Format) -> Result<u8, 
                     .map(|f| format!("{} {:.2}", word(&f["factor"]), f["contribution"].as_f64().unwrap_or_default()))
                     .collect();
                 let chosen = if c["chosen"] == true { "*" } else { "" };
-                vec![
-                    chosen.into(),
-                    name(&c["node"]),
-                    word(&c["score"]),
-                    if closed.is_empty() { factors.join(" ") } else { closed.join("; ") },
-                ]
+                let why = match c["doubt"].as_str() {
+                    _ if !closed.is_empty() => closed.join("; "),
+                    Some(doubt) => doubt.to_owned(),
+                    None => factors.join(" "),
+                };
+                vec![chosen.into(), name(&c["node"]), word(&c["score"]), why]
             })
             .collect();
         text + &table(&["", "candidate", "score", "why"], &rows)

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
 use crate::limits::Limits;
-use crate::proto::selection::{Factor, Gate};
+use crate::proto::beacon::Beacon;
+use crate::proto::selection::{Candidate, Factor, Gate};
 use crate::proto::topology::LastChange;
 use crate::proto::topology::machine::Machine;
 use crate::time::Time;
@@ -18,6 +19,8 @@ pub struct CandidateExplained {
     pub score: Option<f64>,
     pub gates: Vec<Gate>,
     pub factors: Vec<Factor>,
+    /// What speaks against it beside gates and score, in words.
+    pub doubt: Option<String>,
 }
 
 /// The present decision and the last change.
@@ -51,7 +54,7 @@ impl Machine {
     pub fn why(&self, now: Time) -> Why {
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
         let mut candidates = self.with_chooser(now, |chooser| {
-            let explain = |candidate: &_| {
+            let explain = |candidate: &Candidate<'_>| {
                 let rank = chooser.rank(candidate);
                 let node = candidate.beacon.id;
                 CandidateExplained {
@@ -60,6 +63,7 @@ impl Machine {
                     score: rank.map(|rank| rank.score),
                     gates: chooser.explain_gates(candidate),
                     factors: chooser.explain_factors(candidate),
+                    doubt: self.doubt(now, candidate.beacon),
                 }
             };
             self.candidates(now).map(|candidate| explain(&candidate)).collect::<Vec<_>>()
@@ -74,6 +78,12 @@ impl Machine {
             candidates,
             last_change: self.uplink.last_change.clone(),
         }
+    }
+
+    fn doubt(&self, now: Time, beacon: &Beacon) -> Option<String> {
+        let rests = self.uplink.rests(now, &beacon.id).map(|rest| format!("failed lately, rests for {rest:.1?}"));
+        let silent = || "its link died, and it has not been heard since".to_owned();
+        rests.or_else(|| self.is_doubted(beacon).then(silent))
     }
 
     /// What keeps a node without a parent waiting, in words.

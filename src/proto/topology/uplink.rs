@@ -128,6 +128,12 @@ impl Uplink {
         self.backup.as_ref().filter(|backup| backup.accepted).map(|backup| backup.id)
     }
 
+    /// For how long a candidate that failed is not asked again.
+    pub fn rests(&self, now: Time, id: &NodeId) -> Option<Duration> {
+        let until = self.cooldowns.get(id)?.until;
+        (now < until).then(|| until.since(now))
+    }
+
     /// A link to the candidate came up: what kept it from us is over.
     pub fn forgive(&mut self, id: &NodeId) {
         if let Some(cooldown) = self.cooldowns.get_mut(id) {
@@ -283,8 +289,7 @@ impl Machine {
     pub(super) fn ranking(&self, now: Time) -> Vec<Rank> {
         let mut ranking = self.with_chooser(now, |chooser| chooser.ranking(self.candidates(now)));
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
-        let resting = |id: &NodeId| self.uplink.cooldowns.get(id).is_some_and(|cooldown| now < cooldown.until);
-        ranking.retain(|rank| Some(rank.id) == parent || !resting(&rank.id));
+        ranking.retain(|rank| Some(rank.id) == parent || self.uplink.rests(now, &rank.id).is_none());
         ranking
     }
 

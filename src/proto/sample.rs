@@ -73,7 +73,7 @@ impl Telemetry {
         self
     }
 
-    /// Charge between 0 and 1.
+    /// What is left of battery or fuel, between 0 and 1.
     pub fn battery(mut self, charge: f64) -> Self {
         self.battery = Some(charge);
         self

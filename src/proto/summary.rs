@@ -16,7 +16,7 @@ use crate::proto::sample::Condition;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeState {
     pub position: Option<GeoPoint>,
-    /// Charge, 0..1; absent on mains.
+    /// What is left of its battery or fuel, 0..1; absent on mains.
     pub battery: Option<f64>,
     pub condition: Condition,
     pub capabilities: Vec<Capability>,

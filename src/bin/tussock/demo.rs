@@ -119,7 +119,14 @@ pub async fn run(args: &DemoArgs, format: Format) -> Result<u8, Failure> {
             () = signals.next() => Err(()),
         };
         let Ok((checks, detail)) = interrupted else {
-            mesh.stop().await;
+            // An interrupt began the last step of a mesh that stayed up.
+            if name == "stop" && !args.exit {
+                std::process::exit(exit::INTERRUPTED.into());
+            }
+            tokio::select! {
+                () = mesh.stop() => {}
+                () = signals.next() => std::process::exit(exit::INTERRUPTED.into()),
+            }
             if args.exit {
                 let fix = "let it run to its end: a step takes a few seconds";
                 return Err(Failure::new(exit::FAILED, "interrupted", format!("interrupted in step {name}"), fix));

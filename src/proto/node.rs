@@ -135,6 +135,7 @@ pub fn after_links(effect: link::Effect, then: &mut impl FnMut(Step)) {
             Frame::Hello(_) => {}
         },
         Unreachable { peer, reason } => then(to_topology(topology::Input::Unreachable(peer, reason))),
+        Quality(peer, share) => then(to_topology(topology::Input::Quality(peer, share))),
         Links(up) => then(to_topology(topology::Input::Links(up))),
         Dropped(why) => then(Step::Out(Output::Dropped(why))),
     }

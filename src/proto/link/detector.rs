@@ -9,6 +9,10 @@ use crate::time::Time;
 const PATIENCE: f64 = 1.25;
 /// How often a silent peer is probed.
 const PROBE: Duration = Duration::from_millis(100);
+/// How much of the measured loss the last beat is.
+const GAIN: f64 = 1.0 / 16.0;
+/// How late a beat may be; one that is further behind is of a peer that counts anew.
+const REORDERED: u32 = 16;
 /// Probes without an answer after which the link is lost: at 25 % loss each way all fail once in 4,000 times.
 const PROBES: u32 = 10;
 
@@ -29,11 +33,13 @@ pub struct Detector {
     probed: Time,
     sequence: u32,
     echo: u32,
+    /// The share of the peer's beats that did not arrive, smoothed.
+    loss: f64,
 }
 
 impl Detector {
     pub fn new(now: Time, interval: Duration) -> Self {
-        Self { interval, heard: now, beat_at: now, probes: 0, probed: now, sequence: 0, echo: 0 }
+        Self { interval, heard: now, beat_at: now, probes: 0, probed: now, sequence: 0, echo: 0, loss: 0.0 }
     }
 
     /// Beats so often from now on.
@@ -53,8 +59,26 @@ impl Detector {
     /// A heartbeat; a probe is answered at once.
     pub fn beat(&mut self, now: Time, beat: Beat) -> Option<Beat> {
         self.heard(now);
-        self.echo = self.echo.max(beat.sequence);
+        self.measure(beat.sequence);
         beat.probe.then(|| self.next(false))
+    }
+
+    /// Beats are numbered: what is missing between two was lost. Who does not watch the link numbers none.
+    fn measure(&mut self, sequence: u32) {
+        let known = self.echo;
+        self.echo = known.max(sequence);
+        if sequence > known {
+            let missing = if known == 0 { 0 } else { (sequence - known - 1).min(REORDERED) };
+            (0..missing).for_each(|_| self.loss += (1.0 - self.loss) * GAIN);
+            self.loss -= self.loss * GAIN;
+        } else if sequence > 0 && known - sequence > REORDERED {
+            self.echo = sequence;
+        }
+    }
+
+    /// The share of beats that arrive, 0..1; `None` before the first.
+    pub fn quality(&self) -> Option<f64> {
+        (self.echo > 0).then_some(1.0 - self.loss)
     }
 
     pub fn deadline(&self) -> Time {
@@ -116,6 +140,25 @@ mod tests {
         let (lost, sent) = run_silent(Detector::new(Time::ZERO, SECOND));
         assert_eq!(lost, Time::ZERO + Duration::from_millis(2250));
         assert!(sent >= PROBES as usize);
+    }
+
+    #[test]
+    fn the_share_of_beats_that_arrive_is_measured() {
+        let mut detector = Detector::new(Time::ZERO, SECOND);
+        let hear = |detector: &mut Detector, sequences: &mut dyn Iterator<Item = u32>| {
+            for sequence in sequences {
+                let answer = detector.beat(Time::ZERO, Beat { sequence, echo: 0, probe: false });
+                assert_eq!(answer, None);
+            }
+            detector.quality().unwrap()
+        };
+        assert_eq!(detector.quality(), None);
+        assert_eq!(hear(&mut detector, &mut (1..100)), 1.0);
+        let quality = hear(&mut detector, &mut (100..500).filter(|n| n % 4 != 0));
+        assert!((0.65..0.85).contains(&quality), "{quality}");
+        // A peer that has restarted counts from 1: nothing of that was lost.
+        let quality = hear(&mut detector, &mut (1..200));
+        assert!(quality > 0.99, "{quality}");
     }
 
     #[test]

@@ -112,6 +112,8 @@ pub enum Effect {
         peer: NodeId,
         reason: String,
     },
+    /// What share of a peer's heartbeats arrives, when that is news.
+    Quality(NodeId, f64),
     /// All links that are up.
     Links(BTreeMap<NodeId, NodeName>),
     Dropped(&'static str),
@@ -131,6 +133,8 @@ pub(super) struct Link {
     conn: ConnId,
     hello: Hello,
     detector: Option<Detector>,
+    /// The quality that was told last.
+    told: Option<f64>,
     /// Since when nobody here needs it.
     idle_since: Option<Time>,
 }
@@ -166,6 +170,8 @@ pub struct Machine {
     pub(super) rng: Pcg32,
 }
 
+/// How much a link's quality changes before that is news.
+const NEWS: f64 = 0.1;
 /// How many times less often a backup's link beats than the parent's: it is not leaned on yet, and each beat costs as
 /// much.
 const BACKUP_PACE: u32 = 4;
@@ -400,7 +406,7 @@ impl Machine {
             effects.push(Effect::Down { peer, reason: "superseded by a newer connection".into() });
             self.close(old.conn, CloseReason::Superseded, effects);
         }
-        self.links.insert(peer, Link { conn, hello: hello.clone(), detector: None, idle_since: None });
+        self.links.insert(peer, Link { conn, hello: hello.clone(), detector: None, told: None, idle_since: None });
         if let Some(known) = self.known.get_mut(&peer) {
             (known.failures, known.not_before) = (0, Time::ZERO);
         }
@@ -417,6 +423,11 @@ impl Machine {
             // The far side leans on a link that we do not: it is still told that we live.
             None => beat.probe.then_some(Beat { sequence: 0, echo: beat.sequence, probe: false }),
         };
+        let quality = link.detector.as_ref().and_then(Detector::quality);
+        if let Some(news) = quality.filter(|now| link.told.is_none_or(|told| (told - now).abs() >= NEWS)) {
+            link.told = Some(news);
+            effects.extend(self.conns.get(&conn).map(|conn| Effect::Quality(conn.peer, news)));
+        }
         effects.extend(answer.map(|beat| Effect::SendBeat { conn, beat }));
     }
 

@@ -74,6 +74,8 @@ pub enum Input {
     /// A link is up; the name is from its hello.
     LinkUp(NodeId, NodeName),
     LinkDown(NodeId, String),
+    /// What share of a peer's heartbeats arrives, 0..1.
+    Quality(NodeId, f64),
     /// All links that are up: who is missing is down.
     Links(BTreeMap<NodeId, NodeName>),
     /// A wanted peer could not be dialled.
@@ -109,6 +111,8 @@ pub struct Machine {
     /// Neighbours of this node's base level and above.
     pub(super) neighbours: Neighbours,
     pub(super) links: BTreeMap<NodeId, NodeName>,
+    /// How well peers are heard over their links, where that is measured.
+    pub(super) qualities: BTreeMap<NodeId, f64>,
     /// Neighbours whose link died, with the beacon that they had sent by then: they may be dead, until they say more.
     doubted: BTreeMap<NodeId, (u64, u64)>,
     pub(super) tenure: Tenure,
@@ -139,6 +143,7 @@ impl Machine {
             description,
             neighbours: Neighbours::default(),
             links: BTreeMap::new(),
+            qualities: BTreeMap::new(),
             doubted: BTreeMap::new(),
             tenure,
             // Attempts of a machine that starts cold within one process must be later than those before.
@@ -205,6 +210,8 @@ impl Machine {
                     }
                 }
             }
+            Input::Quality(peer, share) if self.links.contains_key(&peer) => drop(self.qualities.insert(peer, share)),
+            Input::Quality(..) => {}
             Input::Unreachable(peer, reason) => self.unreachable(now, peer, &reason, effects),
             Input::Frame(peer, frame) => self.frame(now, peer, frame, effects),
             // A child that is held is not let go because the router has not heard of it yet.
@@ -312,6 +319,7 @@ impl Machine {
 
     fn link_down(&mut self, now: Time, peer: NodeId, reason: &str, effects: &mut Vec<Effect>) {
         self.links.remove(&peer);
+        self.qualities.remove(&peer);
         // A link that nobody needed says nothing of the peer.
         let idle = reason.ends_with(CloseReason::Idle.label());
         if let Some(neighbour) = self.neighbours.get(&peer).filter(|_| !idle) {

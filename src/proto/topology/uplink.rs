@@ -176,7 +176,7 @@ impl Machine {
                 fresh: n.is_fresh(now) || is_parent,
                 descendant: self.downlink.descendants.contains_key(id),
                 holds_slot: is_parent || self.uplink.accepted_backup() == Some(*id),
-                link_quality: None,
+                link_quality: self.qualities.get(id).copied(),
             }
         })
     }

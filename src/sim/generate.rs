@@ -49,8 +49,9 @@ pub fn blueprints(
             let message = format!("the name `{}` is taken", entry.name);
             return Err(Problems(vec![text.problem(&["node", &index, "name"], message, "names are unique")]));
         }
-        let NodeEntry { name, disk, condition, .. } = entry.clone();
-        all.push(Blueprint { id: id_of(&name), name, config, disk, condition });
+        let NodeEntry { name, disk, condition, .. } = entry;
+        let (id, name) = (id_of(name), name.clone());
+        all.push(Blueprint { id, name, config, disk: *disk, condition: *condition });
     }
     if all.is_empty() {
         let problem = text.problem(&["mesh"], "there are no nodes", "give counts in [mesh], or [[node]] entries");

@@ -11,7 +11,7 @@ const PATIENCE: f64 = 1.25;
 const PROBE: Duration = Duration::from_millis(100);
 /// How much of the measured loss the last beat is.
 const GAIN: f64 = 1.0 / 16.0;
-/// How late a beat may be; one that is further behind is of a peer that counts anew.
+/// How late a beat may be, and how many may be missing before one: a peer that is further off counts anew, or was cut off.
 const REORDERED: u32 = 16;
 /// Probes without an answer after which the link is lost: at 25 % loss each way all fail once in 4,000 times.
 const PROBES: u32 = 10;

@@ -1,7 +1,8 @@
 //! Whom to dial: what the tree or the host needs, whom a newcomer makes itself known to, and who may be outside.
 
-use rand::RngExt;
 use std::net::SocketAddr;
+
+use rand::RngExt;
 
 use crate::id::NodeId;
 use crate::limits::Limits;

@@ -187,8 +187,8 @@ impl Machine {
         // Who comes from under a higher term would take this for out of date: it waits until that is settled above, and
         // its issuer for it.
         let settled = |peer: &&NodeId| self.view.children.get(peer).is_none_or(|child| child.fence <= self.view.fence);
-        let now_to: Vec<_> = peers.iter().filter(settled).copied().collect();
-        held.sent.extend(&now_to);
+        let ready: Vec<_> = peers.iter().filter(settled).copied().collect();
+        held.sent.extend(&ready);
         // Of one node its issuer knows already that it is awaited, and who only consumes says so by its answer.
         let is_known = matches!(packet.target, Target::Node(_)) || (peers.is_empty() && consumes == Some(true));
         if !is_known {
@@ -197,7 +197,7 @@ impl Machine {
             self.respond(now, *id, Response::PassedOn { consumes, to }, effects);
         }
         let frame = RouterFrame::Along(packet);
-        effects.extend(now_to.into_iter().map(|peer| Effect::Send { peer, frame: frame.clone() }));
+        effects.extend(ready.into_iter().map(|peer| Effect::Send { peer, frame: frame.clone() }));
     }
 
     /// The view is another: who attached says what it knows, and a target that moved is reached its new way.

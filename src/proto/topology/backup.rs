@@ -61,17 +61,17 @@ impl Machine {
                 kept.accepted = true;
                 self.uplink.backups_refused = 0;
                 self.touch();
-                self.backup_moved(now, peer, path);
+                self.backup_moved(now, peer, path, effects);
             }
             None => effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved })),
         }
     }
 
-    /// A backup that has stepped down to this node's level would refuse when it is needed.
-    pub(super) fn backup_moved(&mut self, now: Time, peer: NodeId, path: &Path) {
+    /// A backup that has stepped down to this node's level would refuse when it is needed: it need not keep the slot.
+    pub(super) fn backup_moved(&mut self, now: Time, peer: NodeId, path: &Path, effects: &mut Vec<Effect>) {
         let low = path.waypoints.first().is_none_or(|backup| backup.effective_level <= self.effective_level());
-        if low && self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
-            self.drop_backup(now);
-        }
+        let Some(backup) = self.uplink.backup.as_ref().filter(|backup| low && backup.id == peer) else { return };
+        effects.push(Effect::Send(peer, Frame::Detach { serial: backup.serial, reason: Parting::Moved }));
+        self.drop_backup(now);
     }
 }

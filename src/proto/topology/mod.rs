@@ -114,8 +114,6 @@ pub enum Parting {
     Leaving,
     /// A slot was needed for a child.
     Preempted,
-    /// The tenures no longer match.
-    Stale,
 }
 
 impl Parting {
@@ -124,7 +122,6 @@ impl Parting {
             Self::Moved => "moved",
             Self::Leaving => "leaving",
             Self::Preempted => "preempted",
-            Self::Stale => "stale",
         }
     }
 }

@@ -505,12 +505,13 @@ impl Machine {
         if self.uplink.backup.as_ref().is_some_and(|b| b.id == peer && b.serial == serial) {
             return self.drop_backup(now);
         }
+        let why = format!("refused: {reason:?}").to_lowercase();
         if self.uplink.attempt.as_ref().is_some_and(|a| a.id == peer && a.serial == serial) {
-            self.attempt_failed(now, peer, Cause::Refused, &format!("refused: {reason:?}").to_lowercase(), effects);
+            self.attempt_failed(now, peer, Cause::Refused, &why, effects);
         }
         // It could not confirm the link under this node's new tenure.
         if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer && parent.serial == serial) {
-            self.lose_parent(now, Cause::Refused, &format!("refused: {reason:?}").to_lowercase(), effects);
+            self.lose_parent(now, Cause::Refused, &why, effects);
         }
     }
 
@@ -531,7 +532,7 @@ impl Machine {
     }
 
     pub(super) fn path_changed(&mut self, now: Time, peer: NodeId, path: Path, effects: &mut Vec<Effect>) {
-        self.backup_moved(now, peer, &path);
+        self.backup_moved(now, peer, &path, effects);
         if self.uplink.parent.as_ref().is_none_or(|parent| parent.id != peer) {
             return;
         }

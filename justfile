@@ -17,5 +17,5 @@ simulator:
 
 # The tables of docs/results/traffic.md: what an idle mesh costs, by its size.
 traffic:
-    for n in 10 30 100 300 1000; do cargo run --release --locked -- sim scenarios/idle.toml --nodes $n -o json; done \
+    for n in 10 30 100 300 1000 3000; do cargo run --release --locked -- sim scenarios/idle.toml --nodes $n -o json; done \
         | jq -r '.data | [.nodes, .traffic.idle_bytes_per_node_s, .formation.messages_per_node, .formation.converged_s, .wall_s, (.traffic.idle_by_kind | tojson)] | @tsv'

@@ -11,14 +11,14 @@ pub struct Level(pub u8);
 
 /// A level from outside that no node can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no level: the highest is 7, and 8 for who acts above it")]
+#[error("{0} is no level: the highest is 7, and 9 for who acts above it")]
 pub struct ImpossibleLevel(u8);
 
 impl TryFrom<u8> for Level {
     type Error = ImpossibleLevel;
 
     fn try_from(level: u8) -> Result<Self, ImpossibleLevel> {
-        match level <= Self::HIGHEST.0 + 1 {
+        match level <= Self::HIGHEST.0 + Self::ABOVE_TOP {
             true => Ok(Self(level)),
             false => Err(ImpossibleLevel(level)),
         }
@@ -32,6 +32,9 @@ impl Level {
     pub const COMPANY: Self = Self(3);
     /// The highest ordinal a configuration may name (eight levels).
     pub const HIGHEST: Self = Self(7);
+    /// How far above the top label a node may act: two levels give one root to as many nodes of the top level as the
+    /// square of their slots, with 16 each to meshes of some ten thousand nodes and more.
+    pub const ABOVE_TOP: u8 = 2;
 }
 
 impl fmt::Display for Level {
@@ -85,12 +88,14 @@ impl Levels {
         Some(Level(index as u8))
     }
 
-    /// The label of a level. One above the top, which an acting parent may reach, is `above_` the top's.
+    /// The label of a level. Those above the top, which an acting parent may reach, are `above_` and `far_above_` the
+    /// top's.
     pub fn label(&self, level: Level) -> String {
-        let top = self.0.len() - 1;
+        let Level(top) = self.top();
         match self.0.get(level.0 as usize) {
             Some(label) => label.clone(),
-            None => format!("above_{}", self.0[top]),
+            None if level.0 == top + 1 => format!("above_{}", self.0[top as usize]),
+            None => format!("far_above_{}", self.0[top as usize]),
         }
     }
 
@@ -115,9 +120,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_level_from_outside_is_above_the_one_that_acts_above_the_highest() {
+    fn no_level_from_outside_is_above_those_that_act_above_the_highest() {
         let read = |level: u8| crate::codec::decode::<Level>(&[level]).ok();
-        assert_eq!((read(0), read(8), read(9), read(250)), (Some(Level(0)), Some(Level(8)), None, None));
+        assert_eq!((read(0), read(9), read(10), read(250)), (Some(Level(0)), Some(Level(9)), None, None));
     }
 
     #[test]
@@ -127,7 +132,10 @@ mod tests {
             assert_eq!(levels.parse(&label.to_uppercase()), Some(Level(i as u8)));
             assert_eq!(&levels.label(Level(i as u8)), label);
         }
-        assert_eq!(levels.label(Level(4)), "above_company");
+        assert_eq!(
+            (levels.label(Level(4)), levels.label(Level(5))),
+            ("above_company".into(), "far_above_company".into())
+        );
         assert_eq!(levels.parse("brigade"), None);
     }
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use tussock::sim::{Placed, Report};
 
-use crate::support::{from_text, held, scaled};
+use crate::support::{from_text, held, held_by, scaled};
 
 #[test]
 fn a_hundred_nodes_form_the_tree_they_should() {
-    for seed in [42, 1, 2, 3] {
+    for seed in seeds() {
         let report = held("formation.toml", seed);
         let mut children: BTreeMap<_, usize> = BTreeMap::new();
         for node in &report.topology {
@@ -35,7 +35,7 @@ fn a_hundred_nodes_form_the_tree_they_should() {
 
 #[test]
 fn parents_die_and_nothing_acknowledged_is_lost() {
-    for seed in 1..=8 {
+    for seed in seeds() {
         let report = held("failover.toml", seed);
         assert!(report.failovers.len() >= 4, "seed {seed}: a platoon's and a squad's children lose their parents");
         assert!(report.faults.iter().any(|fault| fault.nodes.iter().any(|name| name.as_str() == "platoon-1")));
@@ -46,7 +46,7 @@ fn parents_die_and_nothing_acknowledged_is_lost() {
 
 #[test]
 fn crashes_of_actors_change_nothing() {
-    for seed in 1..=5 {
+    for seed in seeds() {
         let report = held("actor-crash.toml", seed);
         assert_eq!(report.failovers.len(), 0, "seed {seed}: {:?}", report.failovers);
     }
@@ -54,7 +54,7 @@ fn crashes_of_actors_change_nothing() {
 
 #[test]
 fn faults_of_every_kind_are_survived() {
-    for seed in 1..=5 {
+    for seed in seeds() {
         let report = held("faults.toml", seed);
         assert_eq!(report.faults.len(), 8, "seed {seed}: {:?}", report.unresolved_faults);
         assert!(!report.failovers.is_empty());
@@ -235,6 +235,17 @@ fn two_companies_have_one_root_and_lose_nothing_of_either() {
 }
 
 #[test]
+fn more_companies_than_one_has_slots_for_have_one_root() {
+    for seed in seeds() {
+        let report = held("many-companies.toml", seed);
+        let roots = roots(&report);
+        assert_eq!((roots.len(), roots[0].effective_level.as_str()), (1, "far_above_company"), "seed {seed}");
+        assert_eq!(report.telemetry.counted_at_root, report.telemetry.acknowledged, "seed {seed}");
+        assert_eq!(report.commands[0].acknowledged, 36, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_thousand_nodes_form_summarise_and_obey() {
     let report = held("thousand.toml", 42);
     assert_eq!((report.nodes, roots(&report).len()), (1_000, 1));
@@ -247,14 +258,26 @@ fn a_thousand_nodes_form_summarise_and_obey() {
 }
 
 #[test]
+fn three_hundred_do_so_with_every_seed() {
+    for seed in 1..=20 {
+        let report = held_by(scaled("thousand.toml", 300, seed), "thousand.toml", seed);
+        assert_eq!(roots(&report).len(), 1, "seed {seed}");
+        assert_eq!(report.telemetry.counted_at_root, report.telemetry.acknowledged, "seed {seed}");
+        assert!(report.commands.iter().all(|command| command.acknowledged == command.targets), "seed {seed}");
+    }
+}
+
+#[test]
 fn what_it_costs_to_be_a_mesh_does_not_grow_with_it() {
-    let idle = |nodes| {
-        let report = scaled("idle.toml", nodes);
-        report.traffic.idle_bytes_per_node_s.unwrap()
-    };
-    let (few, many) = (idle(100), idle(400));
-    assert!(few <= 500.0 && many <= 500.0, "{few} bytes per node and second at 100 nodes, {many} at 400");
-    assert!(many <= 1.15 * few, "{few} bytes per node and second at 100 nodes, {many} at 400");
+    let many = scaled("idle.toml", 400, 42).run().traffic.idle_bytes_per_node_s.unwrap();
+    for seed in seeds() {
+        let few = held("idle.toml", seed).traffic.idle_bytes_per_node_s.unwrap();
+        assert!(
+            few <= 500.0 && many <= 500.0,
+            "{few} bytes per node and second at 100 nodes, {many} at 400, seed {seed}"
+        );
+        assert!(many <= 1.15 * few, "{few} bytes per node and second at 100 nodes, {many} at 400, seed {seed}");
+    }
 }
 
 #[test]

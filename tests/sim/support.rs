@@ -4,17 +4,19 @@ use std::path::Path;
 
 use tussock::sim::{Report, Scenario, World};
 
-/// A scenario with so many nodes, at its own seed.
-pub fn scaled(name: &str, nodes: usize) -> Report {
+fn load(name: &str, nodes: Option<usize>, seed: u64) -> World {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(name);
     let (scenario, text) = Scenario::load(path.to_str().unwrap()).unwrap();
-    World::new(scenario, &text, Some(nodes), None).unwrap().run()
+    World::new(scenario, &text, nodes, Some(seed)).unwrap()
+}
+
+/// A scenario with so many nodes.
+pub fn scaled(name: &str, nodes: usize, seed: u64) -> World {
+    load(name, Some(nodes), seed)
 }
 
 pub fn world(name: &str, seed: u64) -> World {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(name);
-    let (scenario, text) = Scenario::load(path.to_str().unwrap()).unwrap();
-    World::new(scenario, &text, None, Some(seed)).unwrap()
+    load(name, None, seed)
 }
 
 pub fn from_text(text: &str) -> Result<World, String> {
@@ -26,7 +28,11 @@ pub fn from_text(text: &str) -> Result<World, String> {
 
 /// Runs and expects that everything held; the seed is in the message.
 pub fn held(name: &str, seed: u64) -> Report {
-    let report = world(name, seed).run();
+    held_by(world(name, seed), name, seed)
+}
+
+pub fn held_by(world: World, name: &str, seed: u64) -> Report {
+    let report = world.run();
     let lost = &report.telemetry;
     assert!(report.passed(), "{name} with seed {seed}: {:?} {lost:?} settled {}", report.invariants, report.settled);
     report

@@ -290,7 +290,7 @@ impl Machine {
         // Who acts above its level looks for those that could take over; who has a parent needs none above it.
         let lowest = lowest.min(view.level.0 + 1);
         let parent = view.path.waypoints.first().map(|parent| parent.effective_level.0);
-        let levels = lowest..=parent.unwrap_or(self.settings.top_level.0 + 1);
+        let levels = lowest..=parent.unwrap_or(self.settings.top_level.0 + Level::ABOVE_TOP);
         let mut scopes = scope::heard(now, levels, self.description.position, &self.neighbours);
         scopes.extend(self.scopes(now));
         if scopes != self.listening {

@@ -162,7 +162,7 @@ impl Beacon {
         self.position.is_none_or(|fix| fix.point().is_some())
             && self.level <= Level::HIGHEST
             && self.effective_level >= self.level
-            && self.effective_level.0 <= Level::HIGHEST.0 + 1
+            && self.effective_level.0 <= Level::HIGHEST.0 + Level::ABOVE_TOP
             && usize::from(self.rank) < Limits::PATH
             && self.free_slots <= self.slots
             && percent(self.resources.free_percent)

@@ -110,7 +110,10 @@ impl Machine {
             return;
         };
         let since = *self.hierarchy.rise_since.get_or_insert(now);
-        let wait = self.settings.promote_after.saturating_sub(now.since(since));
+        // Those that act above the top are rather merged: see `for_an_equal`.
+        let may_merge = self.effective_level() > self.settings.top_level && self.free_slots() > 1;
+        let merging = if may_merge { EXCESS + HAND_OVER } else { Duration::ZERO };
+        let wait = (self.settings.promote_after + merging).saturating_sub(now.since(since));
         if !wait.is_zero() {
             return self.think_within(now, wait);
         }
@@ -124,7 +127,7 @@ impl Machine {
 
     fn possible_rise(&self, now: Time) -> Option<Transition> {
         let from = self.effective_level();
-        let capped = from > self.settings.top_level;
+        let capped = from.0 >= self.settings.top_level.0 + Level::ABOVE_TOP;
         if self.uplink.parent.is_some() || capped || !self.profile().able || !self.settings.repair {
             return None;
         }
@@ -178,7 +181,7 @@ impl Machine {
         if from == base {
             return None;
         }
-        let lower = self.for_a_real_parent(now).or_else(|| self.for_an_equal()).or_else(|| {
+        let lower = self.for_a_real_parent(now).or_else(|| self.for_an_equal(now)).or_else(|| {
             let children = self.downlink.children.values();
             let needed = children.map(|child| Level(child.effective_level.0 + 1)).max().unwrap_or(base).max(base);
             let after = if self.downlink.children.is_empty() { UNUSED } else { EXCESS };
@@ -206,16 +209,15 @@ impl Machine {
         (parent.is_none() && below < from).then_some(Lower { level: below, after: STEADY, successor })
     }
 
-    /// Where the leader of acting leaders may not rise above them, those it was elected over become its children, if it
-    /// has room.
-    fn for_an_equal(&self) -> Option<Lower> {
-        let base = self.settings.level;
+    /// Those that a leader of acting leaders was elected over become its children, if it has room and does not rise.
+    fn for_an_equal(&self, now: Time) -> Option<Lower> {
+        let below = Level(self.effective_level().0.checked_sub(1)?);
         let leader = &self.neighbours.get(&self.leader)?.beacon;
         let equal = self.uplink.parent.is_none() && leader.effective_level == self.effective_level();
-        let reachable = self.is_near(leader) && !self.has_failed(&leader.id);
-        let movers = self.downlink.children.values().filter(|child| child.effective_level >= base).count();
+        let reachable = self.is_near(leader) && self.uplink.rests(now, &leader.id).is_none();
+        let movers = self.downlink.children.values().filter(|child| child.effective_level >= below).count();
         let room = usize::from(leader.free_slots) > movers;
-        (equal && reachable && room).then_some(Lower { level: base, after: EXCESS, successor: Some(leader.id) })
+        (equal && reachable && room).then_some(Lower { level: below, after: EXCESS, successor: Some(leader.id) })
     }
 
     fn step_down(&mut self, now: Time, to: Level, effects: &mut Vec<Effect>) {

@@ -37,7 +37,7 @@ pub struct Settings {
     pub me: NodeId,
     pub name: NodeName,
     pub level: Level,
-    /// The highest configured level; one above it is allowed to who acts.
+    /// The highest configured level; who acts may be [`Level::ABOVE_TOP`] above it.
     pub top_level: Level,
     pub incarnation: u64,
     pub strategy: Arc<dyn HierarchyStrategy>,

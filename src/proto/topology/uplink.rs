@@ -193,7 +193,7 @@ impl Machine {
 
     /// Whether somebody above has not been asked yet, or is being asked for the first time.
     pub(super) fn has_untried_candidate(&self, now: Time) -> bool {
-        self.ranking(now).iter().any(|rank| !self.has_failed(&rank.id))
+        self.ranking(now).iter().any(|rank| !self.uplink.cooldowns.contains_key(&rank.id))
     }
 
     /// Whether somebody above is there, and has no room for this node.
@@ -213,11 +213,6 @@ impl Machine {
             (Some(here), Some(there)) => here.distance_m(&there) <= self.settings.max_distance_m,
             _ => true,
         }
-    }
-
-    /// Whether a candidate did not become the parent when it was last asked.
-    pub(super) fn has_failed(&self, id: &NodeId) -> bool {
-        self.uplink.cooldowns.contains_key(id)
     }
 
     /// Has the parent confirm the link: after a restart, or under a new tenure.

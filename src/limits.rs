@@ -113,6 +113,12 @@ impl Limits {
     pub const MARKS: usize = 1_024;
     /// Appends waiting for the journal: more than all mailboxes of a node can bring at once.
     pub const JOURNAL_QUEUE: usize = 65_536;
+    /// Appends that one write and one sync keep: a second's worth at the fastest.
+    pub const JOURNAL_BATCH: usize = 4_096;
+    /// What a journal's file may grow by, beyond twice what it holds, before it is written anew.
+    pub const JOURNAL_SLACK: u64 = 4 * 1024 * 1024;
+    /// Effects of the router that wait for records to be kept; a few hundred bytes each.
+    pub const HELD_BACK: usize = 16_384;
     /// Sequence numbers reserved at a time, so that a restart never repeats one.
     pub const SEQUENCE_BLOCK: u64 = 1_024;
     /// Messages of data waiting in one mailbox; control waits behind no more than these.

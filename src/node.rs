@@ -21,6 +21,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::actors::{ActorReport, AskError, Context, HostActor, NodeExit, NodeSupervisor, SupervisorMessage};
+use crate::codec::VERSION;
 use crate::config::{Config, Identity, Problem, Problems, StaticPeer};
 use crate::id::{InvalidName, Keypair, NodeId, NodeName};
 use crate::level::Level;
@@ -39,7 +40,7 @@ use crate::proto::sample::Telemetry;
 use crate::proto::strategy::HierarchyStrategy;
 use crate::proto::summary::Aggregator;
 use crate::proto::topology::{View, Why};
-use crate::storage::{BeaconStorage, DataDir, FileBeacons, Journal, StorageError, identity};
+use crate::storage::{BeaconStorage, Beginning, DataDir, FileBeacons, Journal, JournalState, StorageError, identity};
 use crate::transport::iroh::IrohTransport;
 use crate::transport::memory::Switchboard;
 use crate::transport::{MeshTransport, TransportError};
@@ -244,26 +245,36 @@ impl NodeBuilder {
         let mut account = [0; 16];
         account[..8].copy_from_slice(&account_low.to_le_bytes());
         account[8..].copy_from_slice(&account_high.to_le_bytes());
-        let identity = Identity { id: key.id(), name, incarnation, account: AccountId(account), seed };
+        let account = AccountId(account);
+        let beacons = match (beacons, &directory) {
+            (None, Some(directory)) => Some(Arc::new(FileBeacons::in_dir(directory.path())?) as Arc<dyn BeaconStorage>),
+            (beacons, _) => beacons,
+        };
+        let (journal, durable) = match directory {
+            Some(directory) => {
+                let fresh = Beginning { version: VERSION, node: key.id(), journal, account };
+                Journal::open(directory, fresh, config.is_sink())?
+            }
+            None => {
+                let durable = Durable::new(journal, config.is_sink().then_some(account));
+                (Journal::in_memory(durable.clone()), durable)
+            }
+        };
+        let account = durable.account.as_ref().map_or(account, |kept| kept.id);
+        let identity = Identity { id: key.id(), name, incarnation, account, seed };
         let mut settings = config.settings(&identity);
         settings.router.aggregator = aggregator;
         settings.topology.strategy = strategy.unwrap_or(settings.topology.strategy);
         settings.description.addresses = transport.addresses();
         settings.description.addresses.truncate(Limits::ADDRESSES);
-        let durable = Durable::new(journal, settings.topology.account);
         settings.topology.fence = durable.fence;
-        let beacons = match (beacons, &directory) {
-            (None, Some(directory)) => Some(Arc::new(FileBeacons::in_dir(directory.path())?) as Arc<dyn BeaconStorage>),
-            (beacons, _) => beacons,
-        };
         let metrics = metrics.unwrap_or_else(|| Arc::new(MemoryMetrics::default()));
-        let context =
-            Context::new(settings, Arc::new(config), key, transport, Journal::in_memory(durable), metrics, beacons);
+        let context = Context::new(settings, Arc::new(config), key, transport, journal, metrics, beacons);
         let (ended, degraded) = (watch::Sender::new(None), watch::Sender::new(Vec::new()));
         let arguments = (context.clone(), ended.clone(), degraded.clone());
         let spawned = Actor::spawn(None, NodeSupervisor, arguments).await;
         let (supervisor, _) = spawned.map_err(|error| SpawnError::Subsystem(error.to_string()))?;
-        let inner = Inner { context, supervisor, ended, degraded, _directory: directory };
+        let inner = Inner { context, supervisor, ended, degraded };
         Ok(Node { inner: Arc::new(inner) })
     }
 }
@@ -289,7 +300,6 @@ struct Inner {
     supervisor: ActorRef<SupervisorMessage>,
     ended: watch::Sender<Option<NodeExit>>,
     degraded: watch::Sender<Vec<Subsystem>>,
-    _directory: Option<DataDir>,
 }
 
 impl Drop for Inner {
@@ -325,6 +335,11 @@ impl Node {
     /// Where others reach this node.
     pub fn listen(&self) -> Vec<SocketAddr> {
         self.inner.context.transport.addresses()
+    }
+
+    /// How what must not be forgotten is kept.
+    pub fn journal(&self) -> JournalState {
+        self.inner.context.journal.state()
     }
 
     /// The node's place in the tree, as last decided.
@@ -458,6 +473,8 @@ impl Node {
         let (reply, stopped) = oneshot::channel();
         self.cast(SupervisorMessage::Stop(reply))?;
         let _ = timeout(Limits::STOP + Limits::STOP, stopped).await;
+        // The data directory is free when this returns.
+        self.inner.context.journal.close().await;
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use crate::proto::event::Event;
 use crate::proto::node::{Output, after_router};
 use crate::proto::packet::{Command, Order, Verdict};
 use crate::proto::router::{Effect, Input, Machine, Outcome, PublishError, Published, Snapshot};
+use crate::storage::Loaded;
 use crate::time::Time;
 
 enum Waiting {
@@ -28,6 +29,9 @@ pub struct Routing {
     kept: watch::Sender<Option<Arc<Snapshot>>>,
     waiting: BTreeMap<u64, Waiting>,
     requests: u64,
+    /// Within which the journal takes records, and whether it has refused some.
+    session: u64,
+    refused: bool,
 }
 
 impl Subject for Routing {
@@ -37,11 +41,18 @@ impl Subject for Routing {
     async fn start(context: &Context, _me: &ActorCell, warm: bool) -> Result<Self, String> {
         let (now, kept) = (context.now(), context.snapshots().router.clone());
         let snapshot = kept.borrow().clone().filter(|_| warm);
-        let durable = context.journal.load().await.ok_or("the journal has ended")?;
+        let Loaded { durable, session } = context.journal.load().await.ok_or("the journal has ended")?;
         let first_view = context.settings.first_view();
         let machine = Machine::new(now, context.settings.router.clone(), first_view, durable, snapshot.as_deref());
-        let mut routing =
-            Self { context: context.clone(), machine, kept, waiting: BTreeMap::new(), requests: now.as_micros() };
+        let mut routing = Self {
+            context: context.clone(),
+            machine,
+            kept,
+            waiting: BTreeMap::new(),
+            requests: now.as_micros(),
+            session,
+            refused: false,
+        };
         // Known before the first frame can come: a child's sample must not find a router that knows no children.
         let view = context.view.borrow().clone();
         routing.step(now, Input::Placed(view));
@@ -67,6 +78,11 @@ impl Subject for Routing {
             RouterMessage::Totals(reply) => {
                 let account = self.machine.durable().account.as_ref();
                 drop(reply.send(account.map(|account| account.totals.clone())));
+            }
+            RouterMessage::Refused(session) => self.reload(session),
+            RouterMessage::Reloaded { durable, session } => {
+                (self.session, self.refused) = (session, false);
+                self.step(now, Input::Restored(durable));
             }
             RouterMessage::Outcome(command, reply) => drop(reply.send(self.machine.outcome(&command).cloned())),
         }
@@ -101,14 +117,29 @@ impl Routing {
     }
 
     fn follow(&mut self, effects: Vec<Effect>) {
-        let Self { context, waiting, .. } = self;
+        let Self { context, waiting, session, .. } = self;
         for effect in effects {
             after_router(effect, &mut |step| {
                 if let Some(output) = context.follow(step) {
-                    carry_out(context, waiting, output);
+                    carry_out(context, waiting, *session, output);
                 }
             });
         }
+    }
+
+    /// The journal has refused records: goes on from those that it kept, and with more when it takes them again.
+    fn reload(&mut self, session: u64) {
+        if session != self.session || std::mem::replace(&mut self.refused, true) {
+            return;
+        }
+        let (journal, address) = (self.context.journal.clone(), self.context.addresses.router.clone());
+        tokio::spawn(async move {
+            let Some(Loaded { durable, session }) = journal.load().await else { return };
+            // A router that has restarted since has loaded for itself.
+            let _ = address.tell_data(RouterMessage::Reloaded { durable: Box::new(durable), session }).await;
+            journal.writable().await;
+            let _ = address.tell_data(RouterMessage::Input(Input::Writable)).await;
+        });
     }
 
     fn report(&self) -> RouterReport {
@@ -128,14 +159,18 @@ impl Routing {
     }
 }
 
-fn carry_out(context: &Context, waiting: &mut BTreeMap<u64, Waiting>, output: Output) {
+fn carry_out(context: &Context, waiting: &mut BTreeMap<u64, Waiting>, session: u64, output: Output) {
     match output {
-        Output::Persist { ticket, records } => {
-            let (kept, address) = (context.journal.append(records), context.addresses.router.clone());
+        Output::Persist { ticket: None, records } => context.journal.note(session, records),
+        Output::Persist { ticket: Some(ticket), records } => {
+            let (kept, address) = (context.journal.append(session, records), context.addresses.router.clone());
             tokio::spawn(async move {
-                let input = if kept.await { Input::Persisted(ticket) } else { Input::PersistFailed(ticket) };
+                let message = match kept.await {
+                    true => RouterMessage::Input(Input::Persisted(ticket)),
+                    false => RouterMessage::Refused(session),
+                };
                 // A router that has restarted since has loaded the records.
-                let _ = address.tell_data(RouterMessage::Input(input)).await;
+                let _ = address.tell_data(message).await;
             });
         }
         Output::Published { request, result } => {

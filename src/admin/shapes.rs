@@ -61,8 +61,8 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
     let levels = &config.topology.levels;
     let described = node.beacons().description().await.ok();
     let position = described.map_or(config.node.position, |described| described.position);
-    let ready = degraded.is_empty() && view.standing != Standing::Detached;
-    let outbox = "memory";
+    let journal = node.journal();
+    let ready = degraded.is_empty() && view.standing != Standing::Detached && journal.failing.is_none();
     let waiting_for = view.waiting_for.as_ref().filter(|_| view.level < levels.top());
     Ok(json!({
         "node": names.node(view.me),
@@ -94,13 +94,19 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
         "telemetry": {
             "acknowledged": report.counts.acknowledged,
             "rejected": report.counts.rejected,
-            "outbox": outbox,
+            "outbox": if journal.on_disk { "disk" } else { "memory" },
             "outbox_depth": report.outbox_depth,
             "outbox_bytes": report.outbox_bytes,
             "committed": report.counts.committed,
             "counted": report.counted,
             "counted_by_origin":
                 report.counted_by_origin.iter().map(|(id, n)| (id.to_string(), n)).collect::<BTreeMap<_, _>>(),
+        },
+        "journal": {
+            "bytes": journal.bytes,
+            "damaged": journal.damage.stretches,
+            "lost_samples": journal.damage.lost_samples,
+            "failing": journal.failing,
         },
         "summary": summary(&report.summary),
         "commands": {

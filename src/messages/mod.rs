@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::id::{NodeId, NodeName};
 use crate::proto::aggregate::Totals;
 use crate::proto::beacon::{Beacon, Description, Neighbours};
+use crate::proto::durable::Durable;
 use crate::proto::event::Event;
 use crate::proto::geo::GeoPoint;
 use crate::proto::packet::{Order, Target};
@@ -122,6 +123,13 @@ pub enum RouterMessage {
         deadline: Duration,
         expires: Duration,
         reply: Reply<Outcome>,
+    },
+    /// The journal has refused records of this session.
+    Refused(u64),
+    /// What it did keep.
+    Reloaded {
+        durable: Box<Durable>,
+        session: u64,
     },
     Report(Reply<RouterReport>),
     /// What is committed here as a root.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::aggregate::{JournalId, Provenance, Source, Spans, Totals, Unit};
+use crate::proto::durable::Restore;
 use crate::proto::ranges::RangeSet;
 
 /// An account, numbered at random when it was created.
@@ -98,11 +99,47 @@ impl Account {
         }
     }
 
+    /// What restores this account, applied to a new one of the same id.
+    pub fn records(&self) -> impl Iterator<Item = Restore> {
+        let Totals { samples, metrics, sketches } = &self.totals;
+        let metrics = metrics.iter().map(|(name, stats)| {
+            let sketch = sketches.get(name).cloned();
+            Restore::Metric { name: name.clone(), stats: *stats, sketch }
+        });
+        let settled =
+            |(source, ranges): (&Source, &RangeSet)| Restore::Settled { source: *source, ranges: ranges.clone() };
+        let counted = |(origin, samples): (&NodeId, &u64)| Restore::Counted { origin: *origin, samples: *samples };
+        std::iter::once(Restore::Samples(*samples))
+            .chain(metrics)
+            .chain(self.table.iter().map(settled))
+            .chain(self.counted.iter().map(counted))
+    }
+
+    pub fn restore(&mut self, part: &Restore) {
+        match part {
+            Restore::Samples(samples) => self.totals.samples = *samples,
+            Restore::Metric { name, stats, sketch } => {
+                self.totals.metrics.insert(name.clone(), *stats);
+                if let Some(sketch) = sketch {
+                    self.totals.sketches.insert(name.clone(), sketch.clone());
+                }
+            }
+            Restore::Settled { source, ranges } => drop(self.table.insert(*source, ranges.clone())),
+            Restore::Counted { origin, samples } => drop(self.counted.insert(*origin, *samples)),
+            Restore::Outbox { .. } | Restore::Evicted { .. } => {}
+        }
+    }
+
+    /// Whether nothing was ever committed here.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
     /// How far the journal is settled here.
     pub fn mark(&self, source: &Source) -> Option<Mark> {
         let prefix = self.table.get(source)?.prefix();
         let Source { origin, journal } = *source;
-        (prefix > 0).then_some(Mark { account: self.id, origin, journal, prefix })
+        Some(Mark { account: self.id, origin, journal, prefix })
     }
 
     /// Samples counted, by origin.

@@ -183,7 +183,7 @@ impl Provenance {
 }
 
 /// A fold of samples for one account, with where each came from.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Unit {
     pub account: AccountId,
     pub provenance: Provenance,

@@ -1,23 +1,28 @@
 //! What a node must not forget: one list of records, and the state they add up to.
 //!
 //! Whoever keeps the records (memory, a disk) applies them to a [`Durable`] of its own and hands a copy to each
-//! incarnation of the router, so that a crash loses nothing that was acknowledged.
+//! incarnation of the router, so that a crash loses nothing that was acknowledged. Written anew, a state is the records
+//! that restore it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::account::{Account, AccountId};
-use crate::proto::aggregate::{JournalId, Unit};
+use crate::proto::aggregate::{JournalId, Source, Stats, Unit};
 use crate::proto::outbox::Outbox;
 use crate::proto::packet::Verdict;
+use crate::proto::ranges::RangeSet;
 use crate::proto::sample::Sample;
+use crate::proto::sketch::Sketch;
 use crate::proto::topology::Fence;
 
 /// One durable change.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Record {
     /// Packets below this number may have been sent.
     Reserve(u64),
@@ -50,10 +55,28 @@ pub enum Record {
     },
     /// The term of command that this node knows.
     Fence(Fence),
+    Restore(Restore),
+}
+
+/// A part of a state that was written anew. To apply it twice is to apply it once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Restore {
+    /// The next sequence of the outbox, how many samples it gave up, and how many sequences it left out.
+    Outbox { next: u64, evictions: u64, skipped: u64 },
+    /// Sequences given up that no account knows of yet.
+    Evicted { first: u64, last: u64 },
+    /// How many samples the account has.
+    Samples(u64),
+    /// What a metric of the account adds up to.
+    Metric { name: String, stats: Stats, sketch: Option<Sketch> },
+    /// What of a journal is settled in the account.
+    Settled { source: Source, ranges: RangeSet },
+    /// How many samples of an origin the account has.
+    Counted { origin: NodeId, samples: u64 },
 }
 
 /// What a host said to a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answered {
     pub verdict: Verdict,
     pub text: String,
@@ -68,7 +91,7 @@ pub struct Delivery {
 }
 
 /// The state that records add up to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Durable {
     pub reserved: u64,
     pub outbox: Outbox,
@@ -112,6 +135,12 @@ impl Durable {
                 }
             }
             Record::Fence(fence) => self.fence = self.fence.max(Some(*fence)),
+            Record::Restore(part @ (Restore::Outbox { .. } | Restore::Evicted { .. })) => self.outbox.restore(part),
+            Record::Restore(part) => {
+                if let Some(account) = &mut self.account {
+                    account.restore(part);
+                }
+            }
             Record::Answer { command, answer } => {
                 if let Some(delivery) = self.delivered.get_mut(command) {
                     delivery.answer.get_or_insert_with(|| answer.clone());
@@ -131,7 +160,89 @@ impl Durable {
         }
     }
 
+    /// The records that restore this state, in an order in which they can be applied.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        let delivered = self.delivered_order.iter().filter_map(|id| Some((*id, self.delivered.get(id)?)));
+        let delivered = delivered.flat_map(|(command, delivery)| {
+            let answer = delivery.answer.clone().map(|answer| Record::Answer { command, answer });
+            std::iter::once(Record::Deliver { command, incarnation: delivery.incarnation }).chain(answer)
+        });
+        std::iter::once(Record::Reserve(self.reserved))
+            .chain(self.fence.map(Record::Fence))
+            .chain(delivered)
+            .chain(self.outbox.records())
+            .chain(self.account.iter().flat_map(Account::records).map(Record::Restore))
+    }
+
     pub fn delivery(&self, command: &Uuid) -> Option<&Delivery> {
         self.delivered.get(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NodeId;
+    use crate::proto::aggregate::Spans;
+    use crate::proto::sample::Priority;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const OWN: AccountId = AccountId([1; 16]);
+    const OTHER: AccountId = AccountId([2; 16]);
+
+    fn sample(sequence: u64) -> Arc<Sample> {
+        Arc::new(Sample { sequence, priority: Priority::Normal, metrics: vec![("n".into(), sequence as f64)] })
+    }
+
+    fn unit(sequence: u64, void: RangeSet) -> Arc<Unit> {
+        let source = Source { origin: NodeId::from_bytes([7; 32]), journal: 5 };
+        let mut unit = Unit::empty(OWN);
+        unit.add(source, &sample(sequence));
+        unit.totals.sketch(&sample(sequence));
+        unit.provenance.0.insert(source, Spans { counted: RangeSet::of(sequence, sequence), void });
+        Arc::new(unit)
+    }
+
+    /// What a node may do, in the order in which it may.
+    fn record(durable: &Durable, kind: u8, n: u64) -> Option<Record> {
+        let outbox = &durable.outbox;
+        let nth = || outbox.sequences().nth(n as usize % outbox.depth().max(1));
+        Some(match kind {
+            0 => Record::Reserve(n),
+            1..=3 => Record::Sample(sample(outbox.next_sequence())),
+            4 => Record::Bind { from: outbox.next_sequence(), account: if n < 20 { OWN } else { OTHER } },
+            5 => Record::Evict(nth()?),
+            6 => Record::Truncate { account: if n < 20 { OWN } else { OTHER }, upto: nth()? },
+            7 => Record::Commit(unit(durable.account.as_ref()?.totals.samples * 3 + 1, RangeSet::new())),
+            8 => Record::Void(unit(1, RangeSet::of(2, 2 + n % 9))),
+            9 => Record::Deliver { command: Uuid::from_u128(u128::from(n % 9)), incarnation: n },
+            10 => {
+                let answer = Answered { verdict: Verdict::Accepted, text: n.to_string() };
+                Record::Answer { command: Uuid::from_u128(u128::from(n % 9)), answer }
+            }
+            _ => Record::Fence(Fence { counter: n, leader: NodeId::from_bytes([3; 32]) }),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_state_is_restored_by_its_records(steps in vec((0u8..12, 0u64..40), 0..120)) {
+            let mut durable = Durable::new(9, Some(OWN));
+            for (kind, n) in steps {
+                if let Some(record) = record(&durable, kind, n) {
+                    durable.apply(&record);
+                }
+            }
+            let mut restored = Durable::new(9, Some(OWN));
+            for record in durable.records() {
+                restored.apply(&record);
+                // Some are on the disk twice.
+                if matches!(record, Record::Bind { .. } | Record::Fence(_) | Record::Restore(_)) {
+                    restored.apply(&record);
+                }
+            }
+            prop_assert_eq!(restored, durable);
+        }
     }
 }

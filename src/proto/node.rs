@@ -76,8 +76,9 @@ pub enum Output {
     Broadcast(Arc<Beacon>, Vec<Scope>),
     /// What to listen to from now on.
     Listen(BTreeSet<Scope>),
+    /// Keep these, then say so with the ticket, if there is one.
     Persist {
-        ticket: u64,
+        ticket: Option<u64>,
         records: Vec<Record>,
     },
     Published {

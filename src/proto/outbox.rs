@@ -9,6 +9,7 @@ use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::account::{AccountId, Mark};
 use crate::proto::aggregate::{JournalId, Source};
+use crate::proto::durable::{Record, Restore};
 use crate::proto::ranges::RangeSet;
 use crate::proto::sample::{Priority, Sample};
 
@@ -53,7 +54,7 @@ impl Offer {
 }
 
 /// The journal's content. Every change to it is one [`crate::proto::durable::Record`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Outbox {
     pub journal: JournalId,
     next: u64,
@@ -64,9 +65,13 @@ pub struct Outbox {
     bindings: Vec<(u64, AccountId)>,
     /// How far each account has settled this journal.
     settled: BTreeMap<AccountId, u64>,
+    /// How far an account says that it has, if that is less than it once said: its disk was damaged. Not on record.
+    receded: BTreeMap<AccountId, u64>,
     /// Given up and not settled yet; between two such ranges there is always a sample.
     evicted: RangeSet,
     evictions: u64,
+    /// Sequences that no sample will have.
+    skipped: u64,
 }
 
 impl Outbox {
@@ -79,13 +84,20 @@ impl Outbox {
             bytes: 0,
             bindings: Vec::new(),
             settled: BTreeMap::new(),
+            receded: BTreeMap::new(),
             evicted: RangeSet::new(),
             evictions: 0,
+            skipped: 0,
         }
     }
 
     pub fn next_sequence(&self) -> u64 {
         self.next
+    }
+
+    /// Samples ever kept here.
+    pub fn acknowledged(&self) -> u64 {
+        self.next - 1 - self.skipped
     }
 
     /// Samples not yet committed.
@@ -152,8 +164,11 @@ impl Outbox {
         !self.bindings.is_empty()
     }
 
+    /// Binds samples from a sequence on. To do it twice is to do it once.
     pub fn bind(&mut self, from: u64, account: AccountId) {
-        self.bindings.push((from, account));
+        if self.bindings.last() != Some(&(from, account)) {
+            self.bindings.push((from, account));
+        }
     }
 
     /// The account that a sample is bound to.
@@ -203,8 +218,24 @@ impl Outbox {
                 void.insert(from, end);
             }
         }
-        void.remove(0, self.settled.get(&account).copied().unwrap_or(0));
+        let settled = self.settled.get(&account).copied().unwrap_or(0);
+        let told = self.receded.get(&account).copied().unwrap_or(settled);
+        if told < settled {
+            // What it has forgotten nobody has any more.
+            self.bound_to(account, settled).for_each(|(first, last)| void.insert(first, last));
+        }
+        void.remove(0, told);
         void
+    }
+
+    /// Notes whether an account has settled less than it once said.
+    pub fn heard(&mut self, mark: &Mark) {
+        if mark.journal == self.journal {
+            match self.settled.get(&mark.account).is_some_and(|settled| mark.prefix < *settled) {
+                true => drop(self.receded.insert(mark.account, mark.prefix)),
+                false => drop(self.receded.remove(&mark.account)),
+            }
+        }
     }
 
     /// Forgets what a mark says is settled; returns how many samples that were.
@@ -216,13 +247,72 @@ impl Outbox {
         }
         let known = self.settled.entry(account).or_default();
         *known = upto.max(*known);
-        let ends = self.bindings.iter().skip(1).map(|&(from, _)| from - 1).chain([upto]);
-        for (&(from, bound), end) in self.bindings.iter().zip(ends) {
-            if bound == account && from <= end.min(upto) {
-                self.evicted.remove(from, end.min(upto));
-            }
-        }
+        let bound: Vec<_> = self.bound_to(account, upto).collect();
+        bound.into_iter().for_each(|(first, last)| self.evicted.remove(first, last));
         settled.len()
+    }
+
+    /// What restores this outbox, applied to a new one of the same journal.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        let bind = |&(from, account): &(u64, AccountId)| Record::Bind { from, account };
+        let settled = |(&account, &upto): (&AccountId, &u64)| Record::Truncate { account, upto };
+        let evicted = |&(first, last): &(u64, u64)| Record::Restore(Restore::Evicted { first, last });
+        self.bindings
+            .iter()
+            .map(bind)
+            .chain(self.settled.iter().map(settled))
+            .chain(self.evicted.ranges().iter().map(evicted))
+            .chain(self.samples.values().cloned().map(Record::Sample))
+            .chain([Record::Restore(Restore::Outbox {
+                next: self.next,
+                evictions: self.evictions,
+                skipped: self.skipped,
+            })])
+    }
+
+    pub fn restore(&mut self, part: &Restore) {
+        match part {
+            Restore::Outbox { next, evictions, skipped } => {
+                self.next = self.next.max(*next);
+                (self.evictions, self.skipped) = (*evictions, *skipped);
+            }
+            Restore::Evicted { first, last } => self.evicted.insert(*first, *last),
+            _ => {}
+        }
+    }
+
+    /// Leaves out so many sequences.
+    pub fn skip(&mut self, sequences: u64) {
+        if sequences > 0 {
+            self.evicted.insert(self.next, self.next + sequences - 1);
+            self.next += sequences;
+            self.skipped += sequences;
+        }
+    }
+
+    /// Gives up the sequences that a damaged journal has lost, so that what comes after them can settle; returns how
+    /// many those are.
+    pub fn give_up_lost(&mut self) -> u64 {
+        let mut known = self.evicted.clone();
+        self.samples.keys().for_each(|&sequence| known.insert(sequence, sequence));
+        for (&account, &upto) in &self.settled {
+            self.bound_to(account, upto).for_each(|(first, last)| known.insert(first, last));
+        }
+        let mut lost = RangeSet::new();
+        if self.next > 1 {
+            lost.insert(1, self.next - 1);
+        }
+        known.ranges().iter().for_each(|&(first, last)| lost.remove(first, last));
+        self.evicted.extend(&lost);
+        self.evictions += lost.len();
+        lost.len()
+    }
+
+    /// The ranges up to a sequence that are bound to an account.
+    fn bound_to(&self, account: AccountId, upto: u64) -> impl Iterator<Item = (u64, u64)> {
+        let ends = self.bindings.iter().skip(1).map(|&(from, _)| from - 1).chain([upto]);
+        let ranges = self.bindings.iter().zip(ends).map(move |(&(from, bound), end)| (bound, from, end.min(upto)));
+        ranges.filter(move |&(bound, from, end)| bound == account && from <= end).map(|(_, from, end)| (from, end))
     }
 
     /// Whether a mark speaks of this journal and settles something.
@@ -264,12 +354,14 @@ mod tests {
                     let mut unit = Unit::empty(account.id);
                     offer.samples.iter().for_each(|sample| unit.add(offer.source(), sample));
                     unit.provenance.0.entry(offer.source()).or_default().void = offer.void.clone();
-                    if account.judge(&unit) == Judgement::Commit {
-                        account.commit(&unit);
+                    match account.judge(&unit) {
+                        Judgement::Commit => account.commit(&unit),
+                        _ => account.void(&unit.provenance),
                     }
                 }
                 let source = Source { origin: me(), journal: outbox.journal };
                 if let Some(mark) = account.mark(&source) {
+                    outbox.heard(&mark);
                     outbox.truncate(account.id, mark.prefix);
                 }
             }
@@ -298,6 +390,19 @@ mod tests {
         }
         (1..=1_000).filter(|s| s % 4 == 0).for_each(|sequence| outbox.evict(sequence));
         assert_eq!(drained(&mut outbox, &mut [Account::new(X), Account::new(Y)]), 750);
+    }
+
+    #[test]
+    fn an_account_that_has_lost_some_of_what_it_settled_goes_on() {
+        let mut outbox = filled(1..=20);
+        outbox.bind(1, X);
+        assert_eq!(drained(&mut outbox, &mut [Account::new(X)]), 20);
+        for sequence in 21..=40 {
+            outbox.put(Arc::new(Sample { sequence, priority: Priority::Normal, metrics: vec![("n".to_owned(), 1.0)] }));
+        }
+        // The account's disk has lost everything.
+        assert_eq!(drained(&mut outbox, &mut [Account::new(X)]), 20);
+        assert!(outbox.receded.is_empty());
     }
 
     fn me() -> NodeId {

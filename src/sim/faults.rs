@@ -61,6 +61,7 @@ impl World {
                 self.nodes[i].paused += 1;
                 self.nodes[i].unusable_at = Some(self.now);
             }),
+            FaultKind::DiskFull => nodes.iter().for_each(|&i| self.disk_filled(i)),
             FaultKind::ActorCrash => nodes.iter().for_each(|&i| self.crash_actor(i, fault.actor)),
             FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => self.obstruct(index, &fault),
         }
@@ -95,6 +96,7 @@ impl World {
                 self.network.end(index);
                 self.recorder.partitions.end(self.now, index, &self.nodes);
             }
+            FaultKind::DiskFull => active.nodes.into_iter().for_each(|i| self.disk_freed(i)),
             FaultKind::ActorCrash => {}
         }
     }
@@ -139,6 +141,7 @@ impl World {
         self.step(i, Input::Beacon(beacon::Input::Leave));
         self.step(i, Input::Topology(topology::Input::Leave));
         self.step(i, Input::Links(link::Input::Leave));
+        self.flush(i);
         self.hold_down(i);
     }
 
@@ -149,6 +152,9 @@ impl World {
             Some(Actor::Topology) => Part::Topology,
             Some(Actor::Router) => Part::Router,
         };
+        if part == Part::Router {
+            self.flush(i);
+        }
         let (now, sim) = (self.now, &mut self.nodes[i]);
         let local = crate::time::Time::ZERO + now.since(sim.started);
         let mut out = Vec::new();

@@ -3,6 +3,7 @@
 //! It runs the same decision code as a node. A run is a pure function of its scenario and seed.
 
 mod commands;
+mod disk;
 mod faults;
 mod generate;
 mod invariants;

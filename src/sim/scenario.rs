@@ -206,6 +206,7 @@ pub enum FaultKind {
     OneWay,
     Link,
     ActorCrash,
+    DiskFull,
 }
 
 impl FaultKind {
@@ -219,6 +220,7 @@ impl FaultKind {
             Self::OneWay => "one_way",
             Self::Link => "link",
             Self::ActorCrash => "actor_crash",
+            Self::DiskFull => "disk_full",
         }
     }
 }

@@ -16,12 +16,13 @@ use crate::limits::Limits;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::proto::beacon::{self, Beacon, Scope};
-use crate::proto::durable::{Durable, Record};
+use crate::proto::durable::Durable;
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::{Input, Node, Output};
 use crate::proto::router;
 use crate::proto::sample::{Condition, Telemetry};
 use crate::proto::topology::{Fence, Tenure, View};
+use crate::sim::disk::Unsynced;
 use crate::sim::generate::{Blueprint, blueprints};
 use crate::sim::invariants::Invariants;
 use crate::sim::network::Network;
@@ -42,7 +43,9 @@ pub struct SimNode {
     pub level: Level,
     pub config: Config,
     pub node: Option<Node>,
+    /// What is on its disk, and what is on the way there.
     pub disk: Durable,
+    pub(super) unsynced: Unsynced,
     pub keeps_disk: bool,
     /// What it says of itself in its telemetry.
     pub condition: Condition,
@@ -123,6 +126,11 @@ pub enum Happening {
         incarnation: u64,
         beacon: Arc<Beacon>,
     },
+    /// A write to the disk has ended.
+    Synced {
+        node: usize,
+        incarnation: u64,
+    },
     Publish(usize),
     FaultBegins(usize),
     FaultEnds(usize),
@@ -134,7 +142,7 @@ impl Happening {
     /// The node that must be awake for it.
     fn concerns(&self) -> Option<usize> {
         match self {
-            Self::Tick(i) => Some(*i),
+            Self::Tick(i) | Self::Synced { node: i, .. } => Some(*i),
             Self::Dialled { from, .. } | Self::DialFailed { from, .. } => Some(*from),
             Self::Beat { to, .. } | Self::Closed { to, .. } | Self::Heard { to, .. } => Some(*to),
             _ => None,
@@ -315,6 +323,7 @@ impl World {
     pub(super) fn kill(&mut self, i: usize) {
         let now = self.now;
         self.listen(i, BTreeSet::new());
+        self.tear(i);
         let sim = &mut self.nodes[i];
         sim.node = None;
         sim.shown = None;
@@ -378,6 +387,7 @@ impl World {
                     self.give(to, Input::Beacon(beacon::Input::Heard(beacon)));
                 }
             }
+            Happening::Synced { node, incarnation } => self.synced(node, incarnation),
             Happening::Publish(i) => self.publish(i),
             Happening::FaultBegins(i) => self.fault_begins(i),
             Happening::FaultEnds(i) => self.fault_ends(i),
@@ -456,7 +466,7 @@ impl World {
             Output::LinkDown { .. } => {}
             Output::Broadcast(beacon, scopes) => self.broadcast(i, &beacon, &scopes),
             Output::Listen(scopes) => self.listen(i, scopes),
-            Output::Persist { ticket, records } => self.persist(i, ticket, &records),
+            Output::Persist { ticket, records } => self.persist(i, ticket, records),
             Output::Published { request, result } => match result {
                 Ok(published) => {
                     let router::SampleId { origin, journal, sequence } = published.sample;
@@ -480,36 +490,6 @@ impl World {
             Output::Dropped(why) => self.recorder.dropped(why),
             Output::Swept(..) => {}
         }
-    }
-
-    fn persist(&mut self, i: usize, ticket: u64, records: &[Record]) {
-        for record in records {
-            let sim = &mut self.nodes[i];
-            match record {
-                Record::Sample(sample) => {
-                    let source = Source { origin: sim.id, journal: sim.disk.outbox.journal };
-                    let tag = sample.metrics.iter().find(|(name, _)| name == TAG).map_or(0.0, |(_, tag)| *tag);
-                    self.truth.kept(source, sample.sequence, tag);
-                }
-                Record::Commit(unit) => {
-                    let wrong = self.truth.committed(unit.account, unit);
-                    let twice = self.truth.double_counted;
-                    self.invariants.check(self.now, "totals_are_true", wrong.is_none(), || wrong.unwrap_or_default());
-                    self.invariants.check(self.now, "counted_once", twice == 0, || format!("{twice} samples twice"));
-                }
-                Record::Evict(_) => self.recorder.evicted += 1,
-                _ => {}
-            }
-            self.nodes[i].disk.apply(record);
-        }
-        if let Some(account) = &self.nodes[i].disk.account {
-            let claimed: u64 = account.counted().values().sum();
-            let totals = account.totals.samples;
-            self.invariants.check(self.now, "totals_match_table", totals == claimed, || {
-                format!("an account holds {totals} samples and claims {claimed}")
-            });
-        }
-        self.step(i, Input::Router(router::Input::Persisted(ticket)));
     }
 
     fn publish(&mut self, i: usize) {
@@ -571,6 +551,7 @@ fn sim_node(
         name: plan.name,
         config: plan.config,
         node: None,
+        unsynced: Unsynced::default(),
         keeps_disk: plan.disk,
         condition: plan.condition,
         incarnation: 0,

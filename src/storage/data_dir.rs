@@ -58,6 +58,13 @@ impl DataDir {
         &self.path
     }
 
+    /// A directory in this one, made if there is none.
+    pub fn subdirectory(&self, name: &str) -> Result<PathBuf, StorageError> {
+        let path = self.path.join(name);
+        make(&path)?;
+        Ok(path)
+    }
+
     /// The next incarnation, on disk before it is used.
     pub fn next_incarnation(&self) -> Result<u64, StorageError> {
         let path = self.path.join("incarnation");

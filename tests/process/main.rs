@@ -1,6 +1,7 @@
 //! Real processes: started, killed with -9, asked over their sockets.
 
 mod demo;
+mod durable;
 mod four;
 mod messages;
 mod run;

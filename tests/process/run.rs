@@ -60,7 +60,7 @@ fn a_plain_run_says_what_it_waits_for() {
     assert_eq!((code, &status["data"]["state"]), (0, &"root".into()));
     let waits = status["data"]["waiting_for"].as_str().unwrap();
     assert!(waits.contains("nobody of a higher level"), "{waits}");
-    assert_eq!(status["data"]["telemetry"]["outbox"], "memory");
+    assert_eq!(status["data"]["telemetry"]["outbox"], "disk");
 }
 
 #[test]

@@ -56,14 +56,19 @@ impl Place {
         let data_dir = self.path(name);
         let directory = data_dir.to_str().unwrap().to_owned();
         let all = [&["run", "--name", name, "--data-dir", &directory], arguments].concat();
+        self.started(name, &directory, &mut self.tussock(&all))
+    }
+
+    /// The same with a command that runs a node in this directory.
+    pub fn started(&self, name: &str, data_dir: &str, command: &mut Command) -> Running {
         let stderr = std::fs::File::create(self.path(&format!("{name}.log"))).unwrap();
-        let mut child = self.tussock(&all).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
         assert_eq!(words.first().map(String::as_str), Some("ready"), "{line:?} {}", self.log(name));
         let listen = words[3].strip_prefix("listen=").unwrap().to_owned();
-        Running { data_dir: directory, id: words[2].clone(), listen, stdin: child.stdin.take(), child }
+        Running { data_dir: data_dir.to_owned(), id: words[2].clone(), listen, stdin: child.stdin.take(), child }
     }
 
     pub fn log(&self, name: &str) -> String {

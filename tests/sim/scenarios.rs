@@ -53,6 +53,16 @@ fn crashes_of_actors_change_nothing() {
 }
 
 #[test]
+fn full_disks_refuse_and_lose_nothing() {
+    for seed in seeds() {
+        let report = held("disk-full.toml", seed);
+        let (published, telemetry) = (40 * 120, &report.telemetry);
+        assert!(telemetry.acknowledged < published, "seed {seed}: some are refused");
+        assert_eq!(telemetry.counted_at_root, telemetry.acknowledged, "seed {seed}");
+    }
+}
+
+#[test]
 fn faults_of_every_kind_are_survived() {
     for seed in seeds() {
         let report = held("faults.toml", seed);
@@ -296,11 +306,7 @@ fn refused(addition: &str) -> String {
 #[test]
 fn what_a_scenario_may_not_say_is_refused_with_its_place() {
     let cases = [
-        (
-            "[[fault]]\nat = \"1s\"\nkind = \"disk_full\"\ntarget = \"everyone\"\n",
-            ":9:8: ",
-            "unknown variant `disk_full`",
-        ),
+        ("[[fault]]\nat = \"1s\"\nkind = \"forge\"\ntarget = \"everyone\"\n", ":9:8: ", "unknown variant `forge`"),
         ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\ntarget = \"squad:7\"\n", ":10:10: ", "there is no node `squad-7`"),
         ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\n", ":", "needs a target"),
         ("[[fault]]\nat = \"1s\"\nkind = \"crash\"\ntarget = \"squad:0\"\nfro = \"2s\"\n", ":11:1: ", "did you mean"),

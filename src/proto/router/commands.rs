@@ -13,7 +13,7 @@ use crate::proto::packet::{
     Command, DataPacket, Direction, Order, PacketType, Payload, Response, RouterFrame, Target, Verdict,
 };
 use crate::proto::router::held::{Held, Store};
-use crate::proto::router::machine::{Effect, Machine, Pending, RequestId};
+use crate::proto::router::machine::{Effect, Machine, RequestId};
 use crate::proto::router::route::{RoutingDecision, decide, is_target};
 use crate::proto::topology::{View, Why};
 use crate::time::Time;
@@ -306,8 +306,11 @@ impl Machine {
             }
         }
         let (command_id, incarnation) = (command.id, self.settings.incarnation);
-        let record = Record::Deliver { command: command_id, incarnation };
-        self.persist(vec![record], Pending::Deliver(command), effects);
+        if !self.keeps() {
+            return self.refuse_unrecorded(now, command_id, effects);
+        }
+        self.persist(vec![Record::Deliver { command: command_id, incarnation }], effects);
+        self.deliver(now, command, effects);
     }
 
     /// What was issued under an earlier term of the present leader still counts.
@@ -322,7 +325,7 @@ impl Machine {
     }
 
     /// The id is on record: whatever happens now, the host gets the command at most once.
-    pub(super) fn deliver(&mut self, now: Time, mut command: Command, effects: &mut Vec<Effect>) {
+    fn deliver(&mut self, now: Time, mut command: Command, effects: &mut Vec<Effect>) {
         let held_for = self.commands.held.held_for(now, &command.id).as_millis() as u32;
         command.remaining_ms = command.remaining_ms.saturating_sub(held_for);
         self.commands.delivered_count += 1;
@@ -341,8 +344,14 @@ impl Machine {
         let mut kept = text.clone();
         shorten(&mut kept, Limits::ANSWER_KEPT_BYTES);
         let record = Record::Answer { command, answer: Answered { verdict, text: kept } };
-        self.persist(vec![record], Pending::Proceed, effects);
+        self.note(record, effects);
         self.respond(now, command, Response::Answer { verdict, text }, effects);
+    }
+
+    /// What cannot be put on record is not delivered: a restart could deliver it again.
+    pub(super) fn refuse_unrecorded(&mut self, now: Time, command: Uuid, effects: &mut Vec<Effect>) {
+        let text = "the journal cannot keep it; is the disk full?".to_owned();
+        self.respond(now, command, Response::Answer { verdict: Verdict::Failed, text }, effects);
     }
 
     pub(super) fn explained(&mut self, now: Time, command: Uuid, why: Box<Why>, effects: &mut Vec<Effect>) {

@@ -1,6 +1,6 @@
-//! The router machine: takes what hosts and links bring; acknowledges and delivers only what is on record.
+//! The router machine: takes what hosts and links bring; nothing leaves it before the records that it rests on are kept.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use crate::id::NodeId;
 use crate::limits::Limits;
-use crate::proto::aggregate::Source;
 use crate::proto::dedup::Dedup;
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
@@ -75,10 +74,11 @@ pub enum Input {
         from: NodeId,
         frame: RouterFrame,
     },
-    /// The records of this ticket are kept.
+    /// The records of this ticket are kept, and all before them.
     Persisted(u64),
-    /// The records could not be kept.
-    PersistFailed(u64),
+    /// Records could not be kept: this is all that was, and nothing more will be until it is `Writable` again.
+    Restored(Box<Durable>),
+    Writable,
     Sweep,
 }
 
@@ -88,9 +88,9 @@ pub enum Effect {
         peer: NodeId,
         frame: RouterFrame,
     },
-    /// Keep these, then say so with the ticket.
+    /// Keep these, then say so with the ticket; without one nothing rests on them.
     Persist {
-        ticket: u64,
+        ticket: Option<u64>,
         records: Vec<Record>,
     },
     Published {
@@ -128,24 +128,21 @@ pub struct Machine {
     pub(super) commands: Commands,
     pub(super) states: States,
     dedup: Dedup,
-    pending: BTreeMap<u64, Pending>,
+    /// Records that are not known to be kept yet, oldest first, and how many effects wait for them.
+    unkept: VecDeque<Unkept>,
+    waiting: usize,
     tickets: u64,
+    /// Whether records can be kept at present.
+    keeps: bool,
     sequence: u64,
     pub(super) rng: Pcg32,
 }
 
-/// What waits for its records to be kept.
+/// Records on their way to the journal, and what was to be done after them.
 #[derive(Debug)]
-pub(super) enum Pending {
-    Publish {
-        request: RequestId,
-        sequence: u64,
-    },
-    Deliver(Command),
-    /// Marks for what was committed.
-    Marks(Vec<Source>),
-    /// What was bound may be offered.
-    Proceed,
+struct Unkept {
+    ticket: u64,
+    then: Vec<Effect>,
 }
 
 impl Machine {
@@ -162,9 +159,11 @@ impl Machine {
             commands: warm.map(|snapshot| snapshot.commands.clone()).unwrap_or_default(),
             states: States::new(now),
             dedup: Dedup::default(),
-            pending: BTreeMap::new(),
+            unkept: VecDeque::new(),
+            waiting: 0,
             // Tickets of a former incarnation may still be answered.
             tickets: now.as_micros(),
+            keeps: true,
             settings,
         }
     }
@@ -182,6 +181,7 @@ impl Machine {
     }
 
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        let before = effects.len();
         match input {
             Input::Placed(view) => self.placed(now, view, effects),
             Input::Publish { request, telemetry } => self.publish(now, request, telemetry, effects),
@@ -192,56 +192,115 @@ impl Machine {
             Input::Answered { command, verdict, text } => self.answered(now, command, verdict, text, effects),
             Input::Explained { command, why } => self.explained(now, command, why, effects),
             Input::Frame { from, frame } => self.frame(now, from, frame, effects),
-            Input::Persisted(ticket) => self.persisted(now, ticket, effects),
-            Input::PersistFailed(ticket) => self.persist_failed(ticket, effects),
+            Input::Persisted(ticket) => return self.persisted(ticket, effects),
+            Input::Restored(durable) => return self.fall_back(now, *durable, effects),
+            Input::Writable => {
+                self.keeps = true;
+                self.placed(now, self.view.clone(), effects);
+            }
             Input::Sweep => {
                 let swept = self.telemetry.relay.sweep(now) + self.commands.sweep(now);
                 effects.push(Effect::Swept(swept));
             }
         }
+        self.hold_back(before, effects);
     }
 
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let before = effects.len();
         self.tick_telemetry(now, effects);
         self.tick_commands(now, effects);
         self.tick_state(now, effects);
+        self.hold_back(before, effects);
     }
 
     pub fn deadline(&self) -> Option<Time> {
         earliest(earliest(self.telemetry.deadline(), self.commands.deadline()), Some(self.states.due()))
     }
 
-    /// Applies records here and asks for them to be kept; `then` happens once they are.
-    pub(super) fn persist(&mut self, records: Vec<Record>, then: Pending, effects: &mut Vec<Effect>) {
+    /// Whether records can be kept at present. While they cannot, nothing may be done that needs one.
+    pub(super) fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    /// Whether the journal is so far behind that nothing more may wait for it.
+    pub(super) fn is_behind(&self) -> bool {
+        self.waiting >= Limits::HELD_BACK
+    }
+
+    /// Applies records here and asks for them to be kept. What is to be done from now on waits until they are.
+    pub(super) fn persist(&mut self, records: Vec<Record>, effects: &mut Vec<Effect>) {
+        self.tickets += 1;
+        self.record(Some(self.tickets), records, effects);
+    }
+
+    /// As [`Self::persist`], for a record that may be lost: nothing waits for it.
+    pub(super) fn note(&mut self, record: Record, effects: &mut Vec<Effect>) {
+        self.record(None, vec![record], effects);
+    }
+
+    fn record(&mut self, ticket: Option<u64>, records: Vec<Record>, effects: &mut Vec<Effect>) {
         for record in &records {
             self.durable.apply(record);
         }
-        self.tickets += 1;
-        self.pending.insert(self.tickets, then);
-        effects.push(Effect::Persist { ticket: self.tickets, records });
+        effects.push(Effect::Persist { ticket, records });
     }
 
-    fn persisted(&mut self, now: Time, ticket: u64, effects: &mut Vec<Effect>) {
-        match self.pending.remove(&ticket) {
-            Some(Pending::Publish { request, sequence }) => self.acknowledged(now, request, sequence, effects),
-            Some(Pending::Deliver(command)) => self.deliver(now, command, effects),
-            Some(Pending::Marks(sources)) => self.owe_marks(now, sources),
-            Some(Pending::Proceed) => self.pump(now, effects),
-            None => {}
+    /// Keeps what may rest on records that are not kept yet, which is whatever is done after them, until they are.
+    fn hold_back(&mut self, from: usize, effects: &mut Vec<Effect>) {
+        let persists = |effect: &Effect| matches!(effect, Effect::Persist { ticket: Some(_), .. });
+        if self.unkept.is_empty() && !effects[from..].iter().any(persists) {
+            return;
+        }
+        for effect in effects.split_off(from) {
+            match (effect, self.unkept.back_mut()) {
+                (Effect::Persist { ticket: Some(ticket), records }, _) => {
+                    self.unkept.push_back(Unkept { ticket, then: Vec::new() });
+                    effects.push(Effect::Persist { ticket: Some(ticket), records });
+                }
+                // These tell nobody outside of what is not kept.
+                (effect @ (Effect::Persist { .. } | Effect::Event(_) | Effect::Dropped(_) | Effect::Swept(_)), _) => {
+                    effects.push(effect);
+                }
+                (effect, Some(last)) => {
+                    self.waiting += 1;
+                    last.then.push(effect);
+                }
+                (effect, None) => effects.push(effect),
+            }
         }
     }
 
-    fn persist_failed(&mut self, ticket: u64, effects: &mut Vec<Effect>) {
-        match self.pending.remove(&ticket) {
-            Some(Pending::Publish { request, sequence }) => {
-                self.durable.outbox.evict(sequence);
-                effects.push(Effect::Published { request, result: Err(PublishError::Journal) });
+    fn persisted(&mut self, ticket: u64, effects: &mut Vec<Effect>) {
+        let kept = self.unkept.partition_point(|unkept| unkept.ticket <= ticket);
+        let from = effects.len();
+        effects.extend(self.unkept.drain(..kept).flat_map(|kept| kept.then));
+        self.waiting -= effects.len() - from;
+    }
+
+    /// Goes on from what was kept, as after a crash. Who waits for what was not is told so.
+    fn fall_back(&mut self, now: Time, durable: Durable, effects: &mut Vec<Effect>) {
+        let unkept = std::mem::take(&mut self.unkept);
+        let (snapshot, view, tickets) = (self.snapshot(), self.view.clone(), self.tickets);
+        *self = Self::new(now, self.settings.clone(), view.clone(), durable, Some(&snapshot));
+        (self.tickets, self.keeps) = (tickets, false);
+        self.placed(now, view, effects);
+        for effect in unkept.into_iter().flat_map(|unkept| unkept.then) {
+            match effect {
+                Effect::Published { request, .. } => {
+                    effects.push(Effect::Published { request, result: Err(PublishError::Journal) });
+                }
+                Effect::Deliver(command) => self.refuse_unrecorded(now, command.id, effects),
+                Effect::Concluded { .. } => effects.push(effect),
+                _ => {}
             }
-            Some(_) | None => effects.push(Effect::Dropped("journal_failed")),
         }
     }
 
     fn frame(&mut self, now: Time, from: NodeId, frame: RouterFrame, effects: &mut Vec<Effect>) {
+        if self.is_behind() {
+            return effects.push(Effect::Dropped("journal_behind"));
+        }
         match frame {
             RouterFrame::Up { child, parent, number, packet } => {
                 let accepted = self.view.children.get(&from).map(|known| known.tenure);
@@ -309,8 +368,7 @@ impl Machine {
     ) -> DataPacket {
         self.sequence += 1;
         if self.sequence > self.durable.reserved {
-            let reserve = Record::Reserve(self.sequence + Limits::SEQUENCE_BLOCK);
-            self.persist(vec![reserve], Pending::Proceed, effects);
+            self.note(Record::Reserve(self.sequence + Limits::SEQUENCE_BLOCK), effects);
         }
         DataPacket {
             id: self.random_id(),

@@ -7,6 +7,8 @@ mod root;
 mod route;
 mod state;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 
 pub use commands::{Outcome, Reply};
 pub use machine::{Effect, Input, Machine, Settings, Snapshot};

@@ -10,7 +10,7 @@ use crate::proto::aggregate::{Source, Unit};
 use crate::proto::durable::Record;
 use crate::proto::outbox::Offer;
 use crate::proto::packet::{Direction, PacketType, Payload, RouterFrame, Target};
-use crate::proto::router::machine::{Effect, Machine, Pending};
+use crate::proto::router::machine::{Effect, Machine};
 use crate::time::Time;
 
 /// How long marks are gathered.
@@ -32,7 +32,7 @@ impl Machine {
     ) {
         let Some(account) = &self.durable.account else { return };
         match account.judge(&unit) {
-            Judgement::Commit => self.commit(unit, effects),
+            Judgement::Commit => self.commit(now, unit, effects),
             Judgement::Known => {
                 let sources = unit.provenance.0.keys().copied().collect();
                 self.void(unit, effects);
@@ -65,7 +65,7 @@ impl Machine {
         fresh.provenance.0.entry(source).or_default().void = offer.void.clone();
         // Together the samples may close gaps that each would open, or open too many: then they wait for their elders.
         match account.judge(&fresh) {
-            Judgement::Commit if !fresh.is_empty() => self.commit(Arc::new(fresh), effects),
+            Judgement::Commit if !fresh.is_empty() => self.commit(now, Arc::new(fresh), effects),
             _ => {
                 self.void(Arc::new(fresh), effects);
                 self.owe_marks(now, vec![source]);
@@ -73,14 +73,19 @@ impl Machine {
         }
     }
 
-    fn commit(&mut self, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
+    fn commit(&mut self, now: Time, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
+        if !self.keeps() {
+            // Its origins offer again what gets no mark.
+            return effects.push(Effect::Dropped("journal_failed"));
+        }
         let sources = unit.provenance.0.keys().copied().collect();
-        self.persist(vec![Record::Commit(unit)], Pending::Marks(sources), effects);
+        self.persist(vec![Record::Commit(unit)], effects);
+        self.owe_marks(now, sources);
     }
 
     fn void(&mut self, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
         if unit.provenance.0.values().any(|spans| !spans.void.is_empty()) {
-            self.persist(vec![Record::Void(unit)], Pending::Proceed, effects);
+            self.note(Record::Void(unit), effects);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::proto::event::Event;
 use crate::proto::outbox::{Offer, WhenFull};
 use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
 use crate::proto::relay::Relay;
-use crate::proto::router::machine::{Effect, Machine, Pending, RequestId, Settings};
+use crate::proto::router::machine::{Effect, Machine, RequestId, Settings};
 use crate::proto::router::route::decide;
 use crate::proto::sample::{InvalidTelemetry, Sample, Telemetry};
 use crate::proto::topology::{Tenure, View};
@@ -53,8 +53,10 @@ pub enum PublishError {
     Invalid(#[from] InvalidTelemetry),
     #[error("the outbox is full ({bytes} bytes of {most}); samples are taken again when a root has committed some")]
     Full { bytes: usize, most: usize },
-    #[error("the journal could not keep the sample")]
+    #[error("the journal cannot keep the sample; is the disk full?")]
     Journal,
+    #[error("the journal is behind; publish again when it has caught up")]
+    Behind,
 }
 
 /// Counters of what became of samples here.
@@ -147,7 +149,7 @@ impl Machine {
     /// What became of samples here. What the journal knows is counted from it, so that no restart forgets it.
     pub fn counts(&self) -> Counts {
         let outbox = &self.durable.outbox;
-        let (acknowledged, evicted) = (outbox.next_sequence() - 1, outbox.evicted());
+        let (acknowledged, evicted) = (outbox.acknowledged(), outbox.evicted());
         let committed = acknowledged - evicted - outbox.depth() as u64;
         Counts {
             acknowledged,
@@ -171,8 +173,8 @@ impl Machine {
     pub(super) fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
         let before = std::mem::replace(&mut self.view, view);
         let had_account = before.account;
-        if let Some(fence) = self.view.fence.filter(|_| self.view.fence > self.durable.fence) {
-            self.persist(vec![Record::Fence(fence)], Pending::Proceed, effects);
+        if let Some(fence) = self.view.fence.filter(|_| self.view.fence > self.durable.fence && self.keeps()) {
+            self.persist(vec![Record::Fence(fence)], effects);
         }
         self.commands_placed(now, &before, effects);
         self.state_placed(now, &before);
@@ -211,6 +213,12 @@ impl Machine {
         if let Err(invalid) = telemetry.check() {
             return self.reject(request, invalid.into(), effects);
         }
+        if !self.keeps() {
+            return self.reject(request, PublishError::Journal, effects);
+        }
+        if self.is_behind() {
+            return self.reject(request, PublishError::Behind, effects);
+        }
         self.take_state(now, &telemetry);
         if self.view.partition.is_some() {
             // The root of this part shows what waits.
@@ -234,7 +242,12 @@ impl Machine {
             effects.push(Effect::Event(Event::SampleRefused { reason }));
         }
         records.push(Record::Sample(sample));
-        self.persist(records, Pending::Publish { request, sequence }, effects);
+        self.persist(records, effects);
+        self.pump(now, effects);
+        let outbox = &self.durable.outbox;
+        let sample = SampleId { origin: self.settings.me, journal: outbox.journal, sequence };
+        let published = Published { sample, sent: self.telemetry.cursor > sequence, depth: outbox.depth() };
+        effects.push(Effect::Published { request, result: Ok(published) });
     }
 
     fn reject(&mut self, request: RequestId, error: PublishError, effects: &mut Vec<Effect>) {
@@ -245,14 +258,6 @@ impl Machine {
     pub(super) fn rejected(&mut self, reason: String, effects: &mut Vec<Effect>) {
         self.telemetry.counts.rejected += 1;
         effects.push(Effect::Event(Event::SampleRefused { reason }));
-    }
-
-    pub(super) fn acknowledged(&mut self, now: Time, request: RequestId, sequence: u64, effects: &mut Vec<Effect>) {
-        self.pump(now, effects);
-        let outbox = &self.durable.outbox;
-        let sample = SampleId { origin: self.settings.me, journal: outbox.journal, sequence };
-        let published = Published { sample, sent: self.telemetry.cursor > sequence, depth: outbox.depth() };
-        effects.push(Effect::Published { request, result: Ok(published) });
     }
 
     /// Moves own samples and relayed units as far as they may go.
@@ -286,8 +291,10 @@ impl Machine {
         if self.durable.outbox.needs_binding(account) {
             // What was offered under another binding keeps it; a journal that was never bound has offered nothing.
             let from = if self.durable.outbox.was_bound() { self.telemetry.offered + 1 } else { 1 };
-            self.persist(vec![Record::Bind { from, account }], Pending::Proceed, effects);
-            return;
+            if !self.keeps() {
+                return;
+            }
+            self.persist(vec![Record::Bind { from, account }], effects);
         }
         loop {
             let (cursor, me) = (self.telemetry.cursor, self.settings.me);
@@ -455,11 +462,12 @@ impl Machine {
     }
 
     fn settle_own(&mut self, now: Time, mark: &Mark, effects: &mut Vec<Effect>) {
+        self.durable.outbox.heard(mark);
         if !self.durable.outbox.concerns(mark) {
             return;
         }
         let truncate = Record::Truncate { account: mark.account, upto: mark.prefix };
-        self.persist(vec![truncate], Pending::Proceed, effects);
+        self.note(truncate, effects);
         self.telemetry.progress_at = now;
         if self.view.account != Some(mark.account) {
             self.telemetry.stray_at = Some(now);

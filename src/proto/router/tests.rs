@@ -1,0 +1,203 @@
+//! What a router does with what it is given, and what it keeps to itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::{Keypair, NodeId, NodeName};
+use crate::level::Level;
+use crate::proto::account::AccountId;
+use crate::proto::aggregate::{Source, Unit};
+use crate::proto::durable::{Durable, Record};
+use crate::proto::outbox::{Offer, WhenFull};
+use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
+use crate::proto::ranges::RangeSet;
+use crate::proto::router::{Effect, Input, Machine, PublishError, Settings};
+use crate::proto::sample::{Condition, Priority, Sample, Telemetry};
+use crate::proto::summary::{NodeState, Summary};
+use crate::proto::topology::{ChildView, Descendant, Tenure, View};
+use crate::time::Time;
+
+const ACCOUNT: AccountId = AccountId([1; 16]);
+
+fn id(n: u8) -> NodeId {
+    Keypair::from_seed([n; 32]).id()
+}
+
+/// A root with one child.
+fn root() -> Machine {
+    let settings = Settings {
+        me: id(1),
+        incarnation: 1,
+        window: Duration::from_secs(1),
+        window_count: 1024,
+        quantiles: false,
+        outbox_bytes: 1 << 20,
+        when_full: WhenFull::Block,
+        aggregator: None,
+        seed: 1,
+    };
+    let name = NodeName::new("root").unwrap();
+    let mut view = View::alone(id(1), name, Level::COMPANY, Tenure::default(), 16);
+    view.account = Some(ACCOUNT);
+    view.own_account = Some(ACCOUNT);
+    let (tenure, effective_level) = (Tenure::default(), Level::PLATFORM);
+    let child = ChildView { tenure, serial: 1, effective_level, fence: None, since: Time::ZERO };
+    view.children.insert(id(2), child);
+    let below = Descendant {
+        id: id(2),
+        name: NodeName::new("leaf").unwrap(),
+        level: effective_level,
+        effective_level,
+        parent: id(1),
+        capabilities: Vec::new(),
+        account: None,
+        version: (1, 1),
+    };
+    view.descendants = Arc::new([(id(2), (id(2), below))].into());
+    let view = Arc::new(view);
+    let durable = Durable::new(7, Some(ACCOUNT));
+    let mut machine = Machine::new(Time::ZERO, settings, view.clone(), durable, None);
+    machine.step(Time::ZERO, Input::Placed(view), &mut Vec::new());
+    machine
+}
+
+fn give(machine: &mut Machine, frame: RouterFrame) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    machine.step(Time::ZERO, Input::Frame { from: id(2), frame }, &mut effects);
+    effects
+}
+
+fn state(summary: Summary) -> RouterFrame {
+    RouterFrame::State { child: Tenure::default(), parent: Tenure::default(), summary: Box::new(summary) }
+}
+
+fn sample(sequence: u64, value: f64) -> Arc<Sample> {
+    Arc::new(Sample { sequence, priority: Priority::Normal, metrics: vec![("t".into(), value)] })
+}
+
+/// The child offers samples.
+fn offered(number: u64, samples: Vec<Arc<Sample>>) -> RouterFrame {
+    let offer = Offer { origin: id(2), journal: 9, account: ACCOUNT, void: RangeSet::new(), samples };
+    assert!(offer.is_possible());
+    let packet = DataPacket {
+        id: uuid::Uuid::nil(),
+        source: id(2),
+        target: Target::Node(id(1)),
+        direction: Direction::Upward,
+        kind: PacketType::Telemetry,
+        epoch: 1,
+        sequence: number,
+        hops: 0,
+        payload: Payload::Samples(offer),
+    };
+    RouterFrame::Up { child: Tenure::default(), parent: Tenure::default(), number, packet }
+}
+
+fn ticket(effects: &[Effect]) -> u64 {
+    let ticket = |effect: &Effect| match effect {
+        Effect::Persist { ticket, .. } => *ticket,
+        _ => None,
+    };
+    effects.iter().find_map(ticket).expect("something is to be kept")
+}
+
+fn marks(effects: &[Effect]) -> Vec<u64> {
+    let marks = effects.iter().filter_map(|effect| match effect {
+        Effect::Send { frame: RouterFrame::Marks(marks), .. } => Some(marks),
+        _ => None,
+    });
+    marks.flatten().map(|mark| mark.prefix).collect()
+}
+
+/// Lets a root with one descendant commit two offers; returns the tickets, and the machine with its marks due.
+fn committing() -> (Machine, u64, u64) {
+    let mut machine = root();
+    let first = ticket(&give(&mut machine, offered(1, vec![sample(1, 1.0)])));
+    let second = ticket(&give(&mut machine, offered(2, vec![sample(2, 2.0)])));
+    (machine, first, second)
+}
+
+#[test]
+fn a_mark_goes_out_when_all_that_it_tells_of_is_kept() {
+    let (mut machine, first, second) = committing();
+    let mut effects = Vec::new();
+    let later = Time::ZERO + Duration::from_secs(1);
+    machine.step(later, Input::Persisted(first), &mut effects);
+    machine.tick(later, &mut effects);
+    assert_eq!(marks(&effects), [0; 0], "the second commit is not kept yet: {effects:?}");
+    machine.step(later, Input::Persisted(second), &mut effects);
+    assert_eq!(marks(&effects), [2]);
+}
+
+#[test]
+fn what_could_not_be_kept_is_forgotten_and_refused_until_the_disk_works() {
+    let (mut machine, first, _) = committing();
+    let mut effects = Vec::new();
+    machine.step(Time::ZERO, Input::Persisted(first), &mut effects);
+    let telemetry = Telemetry::new().metric("t", 1.0);
+    machine.step(Time::ZERO, Input::Publish { request: 5, telemetry: telemetry.clone() }, &mut effects);
+    let published = |effects: &[Effect], request: u64| {
+        let result = |effect: &Effect| match effect {
+            Effect::Published { request: of, result } if *of == request => Some(result.clone()),
+            _ => None,
+        };
+        effects.iter().find_map(result)
+    };
+    assert_eq!(published(&effects, 5), None, "not acknowledged before it is kept");
+    // The disk took the first commit only.
+    let mut kept = Durable::new(7, Some(ACCOUNT));
+    let unit = Record::Commit(Arc::new({
+        let mut unit = Unit::empty(ACCOUNT);
+        unit.add(Source { origin: id(2), journal: 9 }, &sample(1, 1.0));
+        unit
+    }));
+    kept.apply(&unit);
+    machine.step(Time::ZERO, Input::Restored(Box::new(kept)), &mut effects);
+    assert_eq!(published(&effects, 5), Some(Err(PublishError::Journal)));
+    assert_eq!(machine.durable().account.as_ref().unwrap().totals.samples, 1);
+
+    machine.step(Time::ZERO, Input::Publish { request: 6, telemetry: telemetry.clone() }, &mut effects);
+    assert_eq!(published(&effects, 6), Some(Err(PublishError::Journal)));
+    let effects = give(&mut machine, offered(3, vec![sample(2, 2.0)]));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Dropped("journal_failed"))), "{effects:?}");
+
+    let mut effects = Vec::new();
+    machine.step(Time::ZERO, Input::Writable, &mut effects);
+    machine.step(Time::ZERO, Input::Publish { request: 7, telemetry }, &mut effects);
+    let last = effects.iter().rev().find_map(|effect| match effect {
+        Effect::Persist { ticket, .. } => *ticket,
+        _ => None,
+    });
+    machine.step(Time::ZERO, Input::Persisted(last.unwrap()), &mut effects);
+    assert!(published(&effects, 7).unwrap().is_ok());
+}
+
+#[test]
+fn a_summary_that_cannot_be_true_is_refused_and_the_old_one_stands() {
+    let mut machine = root();
+    let failed = Summary::of(&NodeState { condition: Condition::Failed, ..NodeState::default() });
+    give(&mut machine, state(failed.clone()));
+    let lying = Summary { members: 2, ..failed };
+    let effects = give(&mut machine, state(lying));
+    assert!(matches!(effects[..], [Effect::Dropped("impossible_summary")]), "{effects:?}");
+    machine.tick(Time::ZERO + Duration::from_secs(1), &mut Vec::new());
+    assert_eq!((machine.summary().members, machine.summary().worst()), (2, Condition::Failed));
+}
+
+#[test]
+fn a_bad_sample_is_set_aside_and_costs_nothing_else() {
+    let mut machine = root();
+    let effects = give(&mut machine, offered(1, vec![sample(1, 1.0), sample(2, f64::NAN), sample(3, 3.0)]));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Dropped("bad_sample"))));
+    let committed = effects.iter().find_map(|effect| match effect {
+        Effect::Persist { records, .. } => records.iter().find_map(|record| match record {
+            Record::Commit(unit) => Some(unit.clone()),
+            _ => None,
+        }),
+        _ => None,
+    });
+    assert_eq!(committed.unwrap().totals.samples, 2);
+    // The prefix closes over what was set aside, so its origin is not left waiting.
+    let source = Source { origin: id(2), journal: 9 };
+    assert_eq!(machine.durable().account.as_ref().unwrap().mark(&source).unwrap().prefix, 3);
+}

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rand::RngExt;
+
 use crate::config::Problems;
 use crate::proto::node::{Input, Part};
 use crate::proto::{beacon, link, topology};
@@ -11,6 +13,9 @@ use crate::sim::world::{Happening, World};
 
 /// How long a restart keeps a node down.
 const RESTART: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How long churn keeps a node away, on average.
+const CHURN: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// What a fault holds while it lasts.
 #[derive(Clone, Debug, Default)]
@@ -62,10 +67,11 @@ impl World {
                 self.nodes[i].unusable_at = Some(self.now);
             }),
             FaultKind::DiskFull => nodes.iter().for_each(|&i| self.disk_filled(i)),
+            FaultKind::Churn => self.churn(index),
             FaultKind::ActorCrash => nodes.iter().for_each(|&i| self.crash_actor(i, fault.actor)),
             FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => self.obstruct(index, &fault),
         }
-        self.recorder.active.insert(index, Active { nodes });
+        self.recorder.active.entry(index).or_default().nodes = nodes;
         if let Some(until) = until {
             self.at(until, Happening::FaultEnds(index));
         }
@@ -75,12 +81,7 @@ impl World {
         let Some(active) = self.recorder.active.remove(&index) else { return };
         match self.scenario.faults[index].kind {
             FaultKind::Crash | FaultKind::Restart | FaultKind::Leave => {
-                for i in active.nodes {
-                    self.nodes[i].down = self.nodes[i].down.saturating_sub(1);
-                    if self.nodes[i].down == 0 && !self.nodes[i].is_up() {
-                        self.boot(i);
-                    }
-                }
+                active.nodes.into_iter().for_each(|i| self.let_up(i));
             }
             FaultKind::Pause => {
                 for i in active.nodes {
@@ -97,7 +98,8 @@ impl World {
                 self.recorder.partitions.end(self.now, index, &self.nodes);
             }
             FaultKind::DiskFull => active.nodes.into_iter().for_each(|i| self.disk_freed(i)),
-            FaultKind::ActorCrash => {}
+            // Who is down because of it comes back on its own.
+            FaultKind::Churn | FaultKind::ActorCrash => {}
         }
     }
 
@@ -143,6 +145,33 @@ impl World {
         self.step(i, Input::Links(link::Input::Leave));
         self.flush(i);
         self.hold_down(i);
+    }
+
+    /// One node after the other crashes and comes back, at so many a minute.
+    pub(super) fn churn(&mut self, index: usize) {
+        let per_minute = self.scenario.faults[index].per_minute.filter(|n| *n > 0.0);
+        let Some(apart) = per_minute.map(|n| std::time::Duration::from_secs(60).div_f64(n)) else { return };
+        let next = apart.mul_f64(self.rng.random_range(0.5..1.5));
+        self.at(self.now + next, Happening::Churn(index));
+    }
+
+    pub(super) fn churned(&mut self, index: usize) {
+        if !self.recorder.active.contains_key(&index) {
+            return;
+        }
+        let node = self.rng.random_range(0..self.nodes.len());
+        self.hold_down(node);
+        let away = CHURN.mul_f64(self.rng.random_range(0.2..2.0));
+        self.at(self.now + away, Happening::Back(node));
+        self.churn(index);
+    }
+
+    /// What held the node down is over.
+    pub(super) fn let_up(&mut self, i: usize) {
+        self.nodes[i].down = self.nodes[i].down.saturating_sub(1);
+        if self.nodes[i].down == 0 && !self.nodes[i].is_up() {
+            self.boot(i);
+        }
     }
 
     fn crash_actor(&mut self, i: usize, actor: Option<Actor>) {

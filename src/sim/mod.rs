@@ -2,6 +2,7 @@
 //!
 //! It runs the same decision code as a node. A run is a pure function of its scenario and seed.
 
+mod chaos;
 mod commands;
 mod disk;
 mod faults;

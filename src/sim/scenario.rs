@@ -10,13 +10,15 @@ use crate::id::NodeName;
 use crate::proto::beacon::Mobility;
 use crate::proto::geo::GeoPoint;
 use crate::proto::sample::Condition;
+use crate::sim::chaos::Chaos;
 use crate::sim::target::TargetSpec;
 
 /// Scenarios that come with the program.
-pub const BUILT_IN: [(&str, &str); 3] = [
+pub const BUILT_IN: [(&str, &str); 4] = [
     ("formation", include_str!("../../scenarios/formation.toml")),
     ("failover", include_str!("../../scenarios/failover.toml")),
     ("partition", include_str!("../../scenarios/partition.toml")),
+    ("chaos", include_str!("../../scenarios/chaos.toml")),
 ];
 
 /// What a scenario file says.
@@ -43,6 +45,9 @@ pub struct Scenario {
     pub faults: Vec<Fault>,
     #[serde(default, rename = "command")]
     pub commands: Vec<CommandPlan>,
+    /// Further faults and commands, drawn from the seed.
+    #[serde(default)]
+    pub chaos: Option<Chaos>,
 }
 
 fn default_seed() -> u64 {
@@ -193,6 +198,7 @@ pub struct Fault {
     pub to: Option<Targets>,
     pub properties: Option<LinkProperties>,
     pub actor: Option<Actor>,
+    pub per_minute: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -207,6 +213,7 @@ pub enum FaultKind {
     Link,
     ActorCrash,
     DiskFull,
+    Churn,
 }
 
 impl FaultKind {
@@ -221,6 +228,7 @@ impl FaultKind {
             Self::Link => "link",
             Self::ActorCrash => "actor_crash",
             Self::DiskFull => "disk_full",
+            Self::Churn => "churn",
         }
     }
 }
@@ -324,6 +332,10 @@ impl Scenario {
                 problems.push(text.problem(&key, "a probability is between 0 and 1", "change it"));
             }
         }
+        if self.chaos.as_ref().is_some_and(|chaos| !(0.0..=600.0).contains(&chaos.faults_per_minute)) {
+            let message = "faults_per_minute is out of range";
+            problems.push(text.problem(&["chaos", "faults_per_minute"], message, "between 0 and 600"));
+        }
         let mesh = &self.mesh;
         if mesh.bootstrap.as_integer().is_none_or(|n| !(1..=1000).contains(&n)) {
             problems.push(text.problem(&["mesh", "bootstrap"], "bootstrap is out of range", "between 1 and 1000"));
@@ -377,11 +389,12 @@ impl Scenario {
 
 impl Fault {
     fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        let needs_target = !matches!(self.kind, FaultKind::Partition | FaultKind::OneWay | FaultKind::Link);
+        let whole = matches!(self.kind, FaultKind::Partition | FaultKind::OneWay | FaultKind::Link | FaultKind::Churn);
+        let needs_target = !whole;
         match () {
             () if needs_target && self.target.is_none() => Err(("this fault needs a target", "add target = \"…\"")),
             () if !needs_target && self.target.is_some() => {
-                Err(("this fault has no target", "use between, or from and to"))
+                Err(("this fault has no target", "use between, or from and to; churn meets everyone"))
             }
             () if self.kind == FaultKind::Partition && self.between.as_ref().is_none_or(|parts| parts.len() < 2) => {
                 Err(("a partition needs between with at least two parts", "add between = [[\"…\"], [\"…\"]]"))
@@ -396,6 +409,9 @@ impl Fault {
             }
             () if self.kind == FaultKind::Link && self.properties.is_none() => {
                 Err(("a link fault needs properties", "add properties = { loss = 0.1 }"))
+            }
+            () if self.kind == FaultKind::Churn && self.per_minute.is_none_or(|n| !(0.0..=6000.0).contains(&n)) => {
+                Err(("churn needs per_minute, between 0 and 6000", "add per_minute = 6"))
             }
             () if self.kind == FaultKind::ActorCrash && self.actor.is_none() => {
                 Err(("an actor_crash needs an actor", "add actor = \"router\""))

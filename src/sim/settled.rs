@@ -1,17 +1,29 @@
 //! What must hold when a run has settled: nothing waits that could be counted, and there is one root per connected part.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::config::Strategy;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::sim::invariants::link_up;
 use crate::sim::world::{SimNode, World};
+use crate::time::Time;
+
+/// How long after the last fault the tree may take to stand.
+const TREE_SETTLES: Duration = Duration::from_secs(30);
+
+struct TreeCheck {
+    name: &'static str,
+    held: bool,
+    detail: String,
+}
 
 impl World {
-    /// Whether nothing is left to be done wherever a sink is in reach.
+    /// Whether nothing is left to be done wherever a sink is in reach, and the tree stands or has had its time.
     pub(super) fn is_settled(&self) -> bool {
-        self.pending_in_reach() == 0
+        let had_its_time = self.now >= Time::ZERO + self.scenario.duration.0 + TREE_SETTLES;
+        self.pending_in_reach() == 0 && (had_its_time || self.tree_checks().iter().all(|check| check.held))
     }
 
     /// Samples on disks of live nodes that a live sink owes a count: those bound to its account, and unbound ones.
@@ -37,9 +49,19 @@ impl World {
         outbox.sequences().filter(open).count() as u64
     }
 
-    /// What must hold once everything has settled: whoever could have a parent has one, and all below a root name it.
     pub(super) fn check_settled(&mut self) {
-        let (now, nodes) = (self.now, &self.nodes);
+        for TreeCheck { name, held, detail } in self.tree_checks() {
+            self.invariants.check(self.now, name, held, || detail);
+        }
+    }
+
+    /// What must hold once everything has settled: whoever could have a parent has one, and all below a root name it.
+    fn tree_checks(&self) -> Vec<TreeCheck> {
+        let (mut checks, nodes) = (Vec::new(), &self.nodes);
+        let mut check = |name, held, detail: &dyn Fn() -> String| {
+            let detail = if held { String::new() } else { detail() };
+            checks.push(TreeCheck { name, held, detail });
+        };
         for (i, node) in nodes.iter().enumerate() {
             let Some(view) = node.view() else { continue };
             let has_room = |other: &SimNode| {
@@ -50,7 +72,7 @@ impl World {
             };
             let eligible = nodes.iter().any(has_room);
             let attached = link_up(nodes, i).is_some();
-            self.invariants.check(now, "settled_attached", attached || !eligible, || {
+            check("settled_attached", attached || !eligible, &|| {
                 format!("{} has no parent, though somebody has a free slot", node.name)
             });
             let mut top = i;
@@ -58,16 +80,17 @@ impl World {
             for _ in nodes {
                 top = link_up(nodes, top).unwrap_or(top);
             }
-            self.invariants.check(now, "settled_root", view.root() == nodes[top].id, || {
+            check("settled_root", view.root() == nodes[top].id, &|| {
                 format!("{} names another root than {}", node.name, nodes[top].name)
             });
             let rival = || (i + 1..nodes.len()).find(|&other| self.are_rivals(i, other));
             let rival = if attached { None } else { rival() };
-            self.invariants.check(now, "settled_one_root", rival.is_none(), || {
+            check("settled_one_root", rival.is_none(), &|| {
                 let other = rival.map_or("", |other| nodes[other].name.as_str());
                 format!("{} and {other} are both roots, though they can hear each other", node.name)
             });
         }
+        checks
     }
 
     /// Whether two nodes are both roots although one could be the other's parent.

@@ -57,7 +57,7 @@ pub struct SimNode {
     /// When it last became unusable, for failovers.
     pub unusable_at: Option<Time>,
     pub last_tenure: Tenure,
-    /// The highest term it knew, which its disk keeps.
+    /// The highest term it knew in this run, or that its disk kept of the one before.
     pub last_fence: Option<Fence>,
     pub deferred: Vec<Happening>,
     shown: Option<Arc<View>>,
@@ -134,6 +134,10 @@ pub enum Happening {
     Publish(usize),
     FaultBegins(usize),
     FaultEnds(usize),
+    /// It is time for another node to crash, for a fault of that place in the scenario.
+    Churn(usize),
+    /// What held a node down is over.
+    Back(usize),
     Command(usize),
     Second,
 }
@@ -198,7 +202,7 @@ pub struct World {
 
 impl World {
     /// Builds the mesh of a scenario, checked; `nodes` scales it, `seed` replaces its seed.
-    pub fn new(scenario: Scenario, text: &Text, nodes: Option<usize>, seed: Option<u64>) -> Result<Self, Problems> {
+    pub fn new(mut scenario: Scenario, text: &Text, nodes: Option<usize>, seed: Option<u64>) -> Result<Self, Problems> {
         scenario.check(text)?;
         let seed = seed.unwrap_or(scenario.seed);
         let mut rng = Pcg32::seed_from_u64(seed);
@@ -211,6 +215,12 @@ impl World {
         for (i, plan) in plans.into_iter().enumerate() {
             let known = pick_others(&ids, i, bootstrap, &mut rng);
             nodes.push(sim_node(plan, i, known, indices.clone(), &mut rng));
+        }
+        if let Some(chaos) = &scenario.chaos {
+            let names: Vec<_> = nodes.iter().map(|node| node.name.to_string()).collect();
+            let (faults, commands) = chaos.draw(scenario.duration.0, &names, &mut rng);
+            scenario.faults.extend(faults);
+            scenario.commands.extend(commands);
         }
         let recorder = Recorder::new(nodes.len());
         let overrides = scenario.link_overrides.iter().map(|over| {
@@ -335,8 +345,8 @@ impl World {
             let journal = self.rng.random();
             let account = sim.disk.account.is_some().then(|| AccountId(self.rng.random()));
             sim.disk = Durable::new(journal, account);
-            sim.last_fence = None;
         }
+        sim.last_fence = sim.disk.fence;
         let dead: Vec<_> = self
             .network
             .conns
@@ -391,6 +401,8 @@ impl World {
             Happening::Publish(i) => self.publish(i),
             Happening::FaultBegins(i) => self.fault_begins(i),
             Happening::FaultEnds(i) => self.fault_ends(i),
+            Happening::Churn(i) => self.churned(i),
+            Happening::Back(i) => self.let_up(i),
             Happening::Command(i) => self.command(i),
             Happening::Second => self.second(),
         }
@@ -454,6 +466,8 @@ impl World {
             Output::Dial { peer, .. } => self.dial(i, peer),
             Output::Send { conn, frame } => self.send(i, conn, frame),
             Output::SendTo { peer, frame } => {
+                let (at, node) = (self.now.as_secs_f64(), &self.nodes[i].name);
+                tracing::trace!(at, %node, to = %peer.short(), ?frame, "sends");
                 let conn = self.nodes[i].node.as_ref().and_then(|node| node.links.conn_of(&peer));
                 match conn {
                     Some(conn) => self.send(i, conn, frame),
@@ -484,6 +498,7 @@ impl World {
                 self.recorder.view_changed(self.now, &self.nodes, i);
             }
             Output::Event(event) => {
+                tracing::debug!(at = self.now.as_secs_f64(), node = %self.nodes[i].name, ?event, "event");
                 self.recorder.hash(self.now, &self.nodes[i].name, event.label());
                 self.recorder.event(self.now, &self.nodes, &self.network, i, &event);
             }

@@ -167,6 +167,8 @@ pub struct Machine {
     pub(super) seek_after: Option<NodeId>,
     introduce_at: Time,
     pub(super) leaving: bool,
+    /// How late this node does what is due, lately.
+    lag: Duration,
     pub(super) rng: Pcg32,
 }
 
@@ -175,6 +177,9 @@ const NEWS: f64 = 0.1;
 /// How many times less often a backup's link beats than the parent's: it is not leaned on yet, and each beat costs as
 /// much.
 const BACKUP_PACE: u32 = 4;
+/// The most that own lag counts, and how it fades with every tick.
+const MOST_LAG: Duration = Duration::from_millis(500);
+const LAG_FADES: f64 = 0.9;
 /// How often a node without a place looks whether somebody it was told of can be introduced to.
 const INTRODUCE: Duration = Duration::from_millis(250);
 
@@ -196,6 +201,7 @@ impl Machine {
             seek_after: None,
             introduce_at: now,
             leaving: false,
+            lag: Duration::ZERO,
             rng: Pcg32::seed_from_u64(settings.seed),
             settings,
         }
@@ -207,6 +213,7 @@ impl Machine {
         machine.hellos = machine.hellos.max(now.as_micros());
         machine.dialling.clear();
         machine.queue.clear();
+        machine.lag = Duration::ZERO;
         for link in machine.links.values_mut() {
             if let Some(detector) = &mut link.detector {
                 detector.heard(now);
@@ -281,6 +288,7 @@ impl Machine {
         if self.leaving {
             return;
         }
+        self.measure_lag(now);
         self.watch(now, effects);
         self.close_silent(now, effects);
         self.close_idle(now, effects);
@@ -297,7 +305,7 @@ impl Machine {
         if self.leaving {
             return None;
         }
-        let watched = self.links.values().filter_map(|link| link.detector.as_ref().map(Detector::deadline));
+        let watched = self.links.values().filter_map(|link| Some(link.detector.as_ref()?.deadline(self.lag)));
         watched.chain([self.introduce_at]).min()
     }
 
@@ -481,19 +489,53 @@ impl Machine {
         effects.push(Effect::Links(self.up()));
     }
 
+    /// A node that was late itself, because it was frozen or starved, may have missed what others said.
+    fn measure_lag(&mut self, now: Time) {
+        let late = self.deadline().map_or(Duration::ZERO, |deadline| now.since(deadline));
+        self.lag = late.min(MOST_LAG).max(self.lag.mul_f64(LAG_FADES));
+    }
+
     fn watch(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let mut lost = Vec::new();
+        let (mut begun, mut silent) = (Vec::new(), Vec::new());
         for (&peer, link) in &mut self.links {
             let Some(detector) = &mut link.detector else { continue };
-            match detector.tick(now) {
-                Some(Watch::Send(beat)) => effects.push(Effect::SendBeat { conn: link.conn, beat }),
-                Some(Watch::Lost) => lost.push(peer),
+            match detector.tick(now, self.lag) {
+                Some(Watch::Send(beat)) => {
+                    effects.push(Effect::SendBeat { conn: link.conn, beat });
+                    begun.extend(detector.has_begun().then_some(peer));
+                }
+                Some(Watch::Lost) => silent.push(peer),
                 None => {}
             }
         }
-        for peer in lost {
-            self.end(now, peer, CloseReason::Lost, effects);
+        for peer in begun {
+            self.ask_another(now, peer, effects);
         }
+        for peer in silent {
+            let lonely = self.is_lonely(&peer);
+            let detector = self.links.get_mut(&peer).and_then(|link| link.detector.as_mut());
+            if !(lonely && detector.is_some_and(|detector| detector.probe_again(now))) {
+                self.end(now, peer, CloseReason::Lost, effects);
+            }
+        }
+    }
+
+    /// One that beats seldom would not show in time whether this node hears anybody.
+    fn ask_another(&mut self, now: Time, silent: NodeId, effects: &mut Vec<Effect>) {
+        let others = self.links.iter_mut().filter(|(peer, _)| **peer != silent);
+        let mut watched = others.filter_map(|(_, link)| Some((link.conn, link.detector.as_mut()?)));
+        if let Some((conn, detector)) = watched.find(|(_, detector)| detector.probing_since().is_none()) {
+            effects.push(Effect::SendBeat { conn, beat: detector.probe(now) });
+        }
+    }
+
+    /// Whether nobody else was heard either since this peer is probed: then the fault is rather this node's.
+    fn is_lonely(&self, silent: &NodeId) -> bool {
+        let since = self.links.get(silent).and_then(|link| link.detector.as_ref()?.probing_since());
+        let others = self.links.iter().filter(|(peer, _)| *peer != silent);
+        let mut watched = others.filter_map(|(_, link)| link.detector.as_ref()).peekable();
+        let Some(since) = since.filter(|_| watched.peek().is_some()) else { return false };
+        !watched.any(|detector| detector.was_heard_since(since))
     }
 
     fn close_silent(&mut self, now: Time, effects: &mut Vec<Effect>) {

@@ -15,6 +15,8 @@ use crate::time::Time;
 
 /// How long changes in the subtree are gathered before they are reported.
 const GATHER: Duration = Duration::from_millis(100);
+/// How often one that seems to take this node for its parent is asked to confirm it.
+const CONFIRM: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Downlink {
@@ -27,6 +29,8 @@ pub(super) struct Downlink {
     /// Changes not yet reported to the parent, and when they are due.
     unreported: BTreeMap<NodeId, Option<Descendant>>,
     report_at: Option<Time>,
+    /// When who sends under a tenure that is not current was last asked to confirm its link.
+    asked: BTreeMap<NodeId, Time>,
 }
 
 impl Downlink {
@@ -221,6 +225,19 @@ impl Machine {
         }
         effects.push(Effect::Event(Event::PeerRemoved { child: peer, reason: reason.to_owned() }));
         self.touch();
+    }
+
+    /// Somebody sends under a tenure that is not current. The router may only not have heard of a new one; else the two
+    /// differ in what they hold of their link, and the child's request settles it.
+    pub(super) fn stale(&mut self, now: Time, child: NodeId, effects: &mut Vec<Effect>) {
+        if self.downlink.children.contains_key(&child) {
+            self.touch();
+        }
+        self.downlink.asked.retain(|_, at| now.since(*at) < CONFIRM);
+        if self.links.contains_key(&child) && !self.downlink.asked.contains_key(&child) {
+            self.downlink.asked.insert(child, now);
+            effects.push(Effect::Send(child, Frame::Resync));
+        }
     }
 
     pub(super) fn subtree_reported(

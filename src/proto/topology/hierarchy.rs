@@ -214,7 +214,7 @@ impl Machine {
         let below = Level(self.effective_level().0.checked_sub(1)?);
         let leader = &self.neighbours.get(&self.leader)?.beacon;
         let equal = self.uplink.parent.is_none() && leader.effective_level == self.effective_level();
-        let reachable = self.is_near(leader) && self.uplink.rests(now, &leader.id).is_none();
+        let reachable = self.is_near(leader) && !self.uplink.is_doubtful(now, &leader.id);
         let movers = self.downlink.children.values().filter(|child| child.effective_level >= below).count();
         let room = usize::from(leader.free_slots) > movers;
         (equal && reachable && room).then_some(Lower { level: below, after: EXCESS, successor: Some(leader.id) })

@@ -214,10 +214,7 @@ impl Machine {
             Input::Quality(..) => {}
             Input::Unreachable(peer, reason) => self.unreachable(now, peer, &reason, effects),
             Input::Frame(peer, frame) => self.frame(now, peer, frame, effects),
-            // A child that is held is not let go because the router has not heard of it yet.
-            Input::Stale(child) if self.downlink.children.contains_key(&child) => self.dirty = true,
-            Input::Stale(child) if self.links.contains_key(&child) => effects.push(Effect::Send(child, Frame::Resync)),
-            Input::Stale(_) => {}
+            Input::Stale(child) => self.stale(now, child, effects),
             Input::Reevaluate => self.think(now, effects),
             Input::Explain(command) => {
                 let why = self.why(now).abridged();

@@ -22,6 +22,8 @@ pub(super) const LISTEN: Duration = Duration::from_millis(500);
 const LISTEN_FOR_NEXT: Duration = Duration::from_secs(2);
 /// How long a node stays below a parent that is cut off from the best root before it would rather skip a level.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a candidate that failed rests at most while there is no parent.
+const ALONE: Duration = Duration::from_secs(5);
 /// How long an attempt may take, the dial included.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(3);
 /// How long the loss of a parent is a search for another, before nobody counts as found.
@@ -45,6 +47,8 @@ pub(super) struct Attempt {
 #[derive(Clone, Copy, Debug)]
 struct Cooldown {
     until: Time,
+    /// When it is asked again: sooner than that by a node without a parent.
+    ask_at: Time,
     attempts: u32,
     /// It answered, and said no.
     refused: bool,
@@ -130,14 +134,19 @@ impl Uplink {
 
     /// For how long a candidate that failed is not asked again.
     pub fn rests(&self, now: Time, id: &NodeId) -> Option<Duration> {
-        let until = self.cooldowns.get(id)?.until;
-        (now < until).then(|| until.since(now))
+        let ask_at = self.cooldowns.get(id)?.ask_at;
+        (now < ask_at).then(|| ask_at.since(now))
+    }
+
+    /// Whether a candidate failed so lately that nothing is built on it.
+    pub fn is_doubtful(&self, now: Time, id: &NodeId) -> bool {
+        self.cooldowns.get(id).is_some_and(|cooldown| now < cooldown.until)
     }
 
     /// A link to the candidate came up: what kept it from us is over.
     pub fn forgive(&mut self, id: &NodeId) {
         if let Some(cooldown) = self.cooldowns.get_mut(id) {
-            cooldown.until = Time::ZERO;
+            (cooldown.until, cooldown.ask_at) = (Time::ZERO, Time::ZERO);
         }
     }
 
@@ -185,7 +194,8 @@ impl Machine {
     pub(super) fn real_parents(&self, now: Time) -> Vec<Arc<Beacon>> {
         let base = self.settings.level;
         let ranking = self.with_chooser(now, |chooser| {
-            let real = self.candidates_above(base, now).filter(|candidate| candidate.beacon.level > base);
+            let sound = |beacon: &Beacon| beacon.level > base && !self.uplink.is_doubtful(now, &beacon.id);
+            let real = self.candidates_above(base, now).filter(|candidate| sound(&candidate.beacon));
             Chooser { effective_level: base, ..chooser }.ranking(real)
         });
         ranking.iter().filter_map(|rank| self.neighbours.get(&rank.id)).map(|n| n.beacon.clone()).collect()
@@ -410,8 +420,10 @@ impl Machine {
 
     pub(super) fn rest(&mut self, now: Time, id: NodeId, refused: bool) {
         let attempts = self.uplink.cooldowns.get(&id).map_or(0, |cooldown| cooldown.attempts);
-        let until = now + self.settings.backoff.jittered(attempts, &mut self.rng);
-        self.uplink.cooldowns.insert(id, Cooldown { until, attempts: attempts + 1, refused });
+        let rest = self.settings.backoff.jittered(attempts, &mut self.rng);
+        let asked_in = if self.uplink.parent.is_none() { rest.min(ALONE) } else { rest };
+        let (until, ask_at) = (now + rest, now + asked_in);
+        self.uplink.cooldowns.insert(id, Cooldown { until, ask_at, attempts: attempts + 1, refused });
         // Who is out of the table of neighbours is no candidate any more.
         if self.uplink.cooldowns.len() > 64 {
             let known = &self.neighbours;

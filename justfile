@@ -6,6 +6,10 @@ ci:
 seeds:
     cargo run --release --locked -- sim failover --seeds 1..200
 
+# A thousand seeds of ten minutes in which everything goes wrong.
+chaos:
+    cargo run --release --locked -- sim chaos --seeds 1..1000
+
 # The figures of docs/results/.
 results:
     cargo bench --locked

@@ -24,7 +24,7 @@ use crate::proto::topology::Fence;
 /// One durable change.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Record {
-    /// Packets below this number may have been sent.
+    /// Packets below this number may have been sent by this run of the node.
     Reserve(u64),
     Sample(Arc<Sample>),
     /// Samples from `from` on are for `account`.

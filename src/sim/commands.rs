@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::proto::election::Role;
 use crate::proto::frame::Frame;
 use crate::proto::node::Input;
 use crate::proto::packet::{self, Order, Payload, RouterFrame, Target, Verdict};
@@ -45,13 +46,13 @@ impl World {
         }
     }
 
-    /// A node's laterals, and those of its leader, which passes on to them.
+    /// A node's laterals, and those of the leaders among them, which pass on to them.
     fn laterals_reached(&self, from: usize) -> usize {
         let Some(view) = self.nodes[from].view() else { return 0 };
-        let leader = view.laterals.get(&view.leader).and_then(|id| self.nodes[from].index_of(*id));
-        let further = leader.and_then(|leader| self.nodes[leader].view()).map(|leader| leader.laterals.clone());
-        let all: BTreeSet<_> = view.laterals.union(&further.unwrap_or_default()).copied().collect();
-        all.len() - usize::from(all.contains(&view.me))
+        let laterals = view.laterals.iter().filter_map(|id| self.nodes[self.nodes[from].index_of(*id)?].view());
+        let further = laterals.filter(|lateral| lateral.role == Role::Leader).flat_map(|leader| &leader.laterals);
+        let all: BTreeSet<_> = view.laterals.iter().chain(further).filter(|id| **id != view.me).collect();
+        all.len()
     }
 
     pub(super) fn command(&mut self, plan: usize) {

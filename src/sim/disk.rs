@@ -33,7 +33,10 @@ struct Append {
 }
 
 impl World {
-    pub(super) fn persist(&mut self, i: usize, ticket: Option<u64>, records: Vec<Record>) {
+    pub(super) fn persist(&mut self, i: usize, ticket: Option<u64>, mut records: Vec<Record>) {
+        // What is reserved is reserved for this process only, and needs no disk.
+        let reserved = records.extract_if(.., |record| matches!(record, Record::Reserve(_)));
+        reserved.for_each(|record| self.nodes[i].disk.apply(&record));
         let (incarnation, unsynced) = (self.nodes[i].incarnation, &mut self.nodes[i].unsynced);
         unsynced.queued.push(Append { ticket, records });
         if unsynced.writing.is_empty() {

@@ -167,7 +167,10 @@ impl Keeper {
     /// Does what has come: appends that follow each other with one write and one sync.
     fn serve(&mut self, batch: &mut Vec<Job>) {
         let (mut records, mut waiting) = (Vec::new(), Vec::new());
-        for job in batch.drain(..) {
+        for mut job in batch.drain(..) {
+            if let Job::Append { records, .. } = &mut job {
+                self.reserve(records);
+            }
             match job {
                 Job::Append { session, .. } if session != self.session => {}
                 Job::Append { records: more, kept, .. } => {
@@ -188,6 +191,12 @@ impl Keeper {
         self.keep(&mut records, &mut waiting);
     }
 
+    /// What is reserved is reserved for this process only: it needs no disk, and a disk that fails must not lose it.
+    fn reserve(&mut self, records: &mut Vec<Record>) {
+        let reserved = records.extract_if(.., |record| matches!(record, Record::Reserve(_)));
+        reserved.for_each(|record| self.durable.apply(&record));
+    }
+
     fn keep(&mut self, records: &mut Vec<Record>, waiting: &mut Vec<oneshot::Sender<()>>) {
         let (records, waiting) = (std::mem::take(records), std::mem::take(waiting));
         if let Some(log) = &mut self.log {
@@ -195,9 +204,7 @@ impl Keeper {
                 // Nobody waits for notes; whoever waits is refused by their end.
                 return self.forget(waiting);
             }
-            // What is reserved is reserved for this process only.
-            let written = records.iter().filter(|record| !matches!(record, Record::Reserve(_)));
-            if let Err(error) = log.append(written) {
+            if let Err(error) = log.append(records.iter()) {
                 tracing::warn!(%error, "the journal cannot keep anything");
                 self.state.send_modify(|state| state.failing = Some(error.to_string()));
                 return self.forget(waiting);

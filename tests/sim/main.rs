@@ -1,5 +1,6 @@
 //! The simulator as proof: what forms, what survives, and that its invariants would notice.
 
+mod chaos;
 mod doctored;
 mod scenarios;
 mod support;

@@ -112,7 +112,7 @@ impl Machine {
         }
     }
 
-    /// A root or a detached node looks for somebody outside, one remembered peer at a time, in turn.
+    /// A root, a detached node or one of an island looks for somebody outside, one remembered peer at a time, in turn.
     pub(super) fn seek(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let Some(interval) = self.view.seek else { return };
         if now < self.seek_at {

@@ -404,8 +404,10 @@ impl Machine {
             Standing::Root | Standing::Detached | Standing::Autonomous => self.settings.account,
         };
         let wanted: BTreeSet<_> = (uplink.wanted().chain(self.laterals.wanted())).collect();
+        // A part that met all whom its root remembers may be an island: others of it remember others.
+        let is_island = uplink.path.waypoints.last().is_some_and(|root| root.level < self.settings.top_level);
         let seek = match standing {
-            Standing::Attached => None,
+            Standing::Attached => is_island.then_some(Duration::from_secs(30)),
             Standing::Detached | Standing::Autonomous => Some(Duration::from_secs(1)),
             Standing::Root => Some(Duration::from_secs(5)),
         };

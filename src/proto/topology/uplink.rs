@@ -46,9 +46,8 @@ pub(super) struct Attempt {
 /// A candidate that failed lately.
 #[derive(Clone, Copy, Debug)]
 struct Cooldown {
+    since: Time,
     until: Time,
-    /// When it is asked again: sooner than that by a node without a parent.
-    ask_at: Time,
     attempts: u32,
     /// It answered, and said no.
     refused: bool,
@@ -134,7 +133,8 @@ impl Uplink {
 
     /// For how long a candidate that failed is not asked again.
     pub fn rests(&self, now: Time, id: &NodeId) -> Option<Duration> {
-        let ask_at = self.cooldowns.get(id)?.ask_at;
+        let cooldown = self.cooldowns.get(id)?;
+        let ask_at = if self.parent.is_none() { cooldown.until.min(cooldown.since + ALONE) } else { cooldown.until };
         (now < ask_at).then(|| ask_at.since(now))
     }
 
@@ -146,7 +146,7 @@ impl Uplink {
     /// A link to the candidate came up: what kept it from us is over.
     pub fn forgive(&mut self, id: &NodeId) {
         if let Some(cooldown) = self.cooldowns.get_mut(id) {
-            (cooldown.until, cooldown.ask_at) = (Time::ZERO, Time::ZERO);
+            cooldown.until = Time::ZERO;
         }
     }
 
@@ -420,10 +420,8 @@ impl Machine {
 
     pub(super) fn rest(&mut self, now: Time, id: NodeId, refused: bool) {
         let attempts = self.uplink.cooldowns.get(&id).map_or(0, |cooldown| cooldown.attempts);
-        let rest = self.settings.backoff.jittered(attempts, &mut self.rng);
-        let asked_in = if self.uplink.parent.is_none() { rest.min(ALONE) } else { rest };
-        let (until, ask_at) = (now + rest, now + asked_in);
-        self.uplink.cooldowns.insert(id, Cooldown { until, ask_at, attempts: attempts + 1, refused });
+        let until = now + self.settings.backoff.jittered(attempts, &mut self.rng);
+        self.uplink.cooldowns.insert(id, Cooldown { since: now, until, attempts: attempts + 1, refused });
         // Who is out of the table of neighbours is no candidate any more.
         if self.uplink.cooldowns.len() > 64 {
             let known = &self.neighbours;

@@ -1,0 +1,23 @@
+//! Faults of every kind at once, drawn from the seed. `just chaos` runs a thousand seeds with an optimised build.
+
+use crate::support::held;
+
+/// Whatever befalls it, nothing acknowledged is lost or counted twice, and one tree stands in the end.
+fn survives(seeds: std::ops::RangeInclusive<u64>) {
+    for seed in seeds {
+        let report = held("chaos.toml", seed);
+        assert!(report.telemetry.acknowledged > 1_000 && report.failovers.len() > 20, "seed {seed}: it was not chaos");
+    }
+}
+
+// Two, for the machine's two cores.
+
+#[test]
+fn a_mesh_survives_everything_at_once() {
+    survives(1..=100);
+}
+
+#[test]
+fn a_mesh_survives_everything_at_once_with_other_seeds() {
+    survives(101..=200);
+}

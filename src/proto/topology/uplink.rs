@@ -195,7 +195,7 @@ impl Machine {
         let base = self.settings.level;
         let ranking = self.with_chooser(now, |chooser| {
             let sound = |beacon: &Beacon| beacon.level > base && !self.uplink.is_doubtful(now, &beacon.id);
-            let real = self.candidates_above(base, now).filter(|candidate| sound(&candidate.beacon));
+            let real = self.candidates_above(base, now).filter(|candidate| sound(candidate.beacon));
             Chooser { effective_level: base, ..chooser }.ranking(real)
         });
         ranking.iter().filter_map(|rank| self.neighbours.get(&rank.id)).map(|n| n.beacon.clone()).collect()

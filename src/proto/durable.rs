@@ -58,6 +58,14 @@ pub enum Record {
     Restore(Restore),
 }
 
+impl Record {
+    /// Whether others lean on it so much that it is worth two copies: without a binding or a part of an account, samples
+    /// could count twice.
+    pub fn is_leaned_on(&self) -> bool {
+        matches!(self, Self::Bind { .. } | Self::Fence(_) | Self::Restore(_))
+    }
+}
+
 /// A part of a state that was written anew. To apply it twice is to apply it once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Restore {
@@ -238,7 +246,7 @@ mod tests {
             for record in durable.records() {
                 restored.apply(&record);
                 // Some are on the disk twice.
-                if matches!(record, Record::Bind { .. } | Record::Fence(_) | Record::Restore(_)) {
+                if record.is_leaned_on() {
                     restored.apply(&record);
                 }
             }

@@ -194,8 +194,7 @@ fn put_record(record: &Record, out: &mut Vec<u8>) {
     out.extend_from_slice(&[0; HEAD]);
     codec::encode_into(record, out);
     finish_frame(start, out);
-    // A binding or an account that is lost with one flipped bit could make samples count twice.
-    if matches!(record, Record::Bind { .. } | Record::Fence(_) | Record::Restore(_)) {
+    if record.is_leaned_on() {
         out.extend_from_within(start..);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::NodeId;
+use crate::level::Level;
 use crate::limits::Limits;
 use crate::proto::account::{AccountId, Mark};
 use crate::proto::aggregate::{Provenance, Source, Unit};
@@ -53,6 +54,9 @@ impl Part {
     }
 }
 
+/// What one window takes: samples for one account, from one group. A group is the level that its members have here.
+type Group = (AccountId, Level);
+
 #[derive(Clone, Debug)]
 struct Window {
     unit: Unit,
@@ -91,6 +95,7 @@ impl Window {
 
 #[derive(Clone, Debug)]
 struct Kept {
+    level: Level,
     unit: Arc<Unit>,
     parts: Vec<Part>,
     since: Time,
@@ -105,13 +110,13 @@ pub struct Ask {
     pub have: Provenance,
 }
 
-/// Windows by account, and the units sent.
+/// Windows by account and group, and the units sent.
 #[derive(Clone, Debug)]
 pub struct Relay {
     window: Duration,
     window_count: u64,
     quantiles: bool,
-    open: BTreeMap<AccountId, Window>,
+    open: BTreeMap<Group, Window>,
     kept: BTreeMap<u64, Kept>,
     kept_bytes: usize,
     unsent: VecDeque<u64>,
@@ -136,12 +141,12 @@ impl Relay {
         }
     }
 
-    /// Folds in samples from their origin. One that is in the open window already is left aside.
-    pub fn fold_offer(&mut self, now: Time, offer: &Offer) {
-        let source = offer.source();
+    /// Folds in samples from their origin, a member of the group of `level`. One that is in the open window already is
+    /// left aside.
+    pub fn fold_offer(&mut self, now: Time, level: Level, offer: &Offer) {
+        let (group, source) = ((offer.account, level), offer.source());
         for sample in &offer.samples {
-            let window =
-                self.open.entry(offer.account).or_insert_with(|| Window::new(offer.account, now, self.quantiles));
+            let window = self.window(now, group);
             let spans = window.unit.provenance.0.get(&source);
             if spans.is_some_and(|spans| spans.counted.contains(sample.sequence)) {
                 continue;
@@ -149,22 +154,26 @@ impl Relay {
             window.push(Part::Sample(source, sample.clone()));
             // Before the window closes: without it the root would wait for what never comes.
             window.unit.provenance.0.entry(source).or_default().void.extend(&offer.void);
-            self.close_if_full(now, offer.account);
+            self.close_if_full(now, group);
         }
     }
 
-    /// Folds in a child's unit. If it does not fit into the open window that one is closed first.
-    pub fn fold_unit(&mut self, now: Time, child: NodeId, number: u64, unit: Arc<Unit>) {
-        let account = unit.account;
-        if self.open.get(&account).is_some_and(|window| !window.has_room_for(&unit)) {
-            self.close(now, account);
+    /// Folds in the unit of a child in the group of `level`. If it does not fit into the open window that one is closed
+    /// first.
+    pub fn fold_unit(&mut self, now: Time, level: Level, child: NodeId, number: u64, unit: Arc<Unit>) {
+        let group = (unit.account, level);
+        if self.open.get(&group).is_some_and(|window| !window.has_room_for(&unit)) {
+            self.close(now, group);
         }
-        let window = self.open.entry(account).or_insert_with(|| Window::new(account, now, self.quantiles));
-        window.push(Part::Unit { child, number, unit });
-        self.close_if_full(now, account);
+        self.window(now, group).push(Part::Unit { child, number, unit });
+        self.close_if_full(now, group);
     }
 
-    fn close_if_full(&mut self, now: Time, account: AccountId) {
+    fn window(&mut self, now: Time, group: Group) -> &mut Window {
+        self.open.entry(group).or_insert_with(|| Window::new(group.0, now, self.quantiles))
+    }
+
+    fn close_if_full(&mut self, now: Time, group: Group) {
         let full = |window: &Window| {
             let unit = &window.unit;
             window.bytes * 16 >= Limits::RELAY_BYTES
@@ -173,18 +182,19 @@ impl Relay {
                 || unit.provenance.0.len() * 2 >= Limits::UNIT_SOURCES
                 || unit.provenance.0.values().any(|s| s.counted.ranges().len() * 2 >= Limits::UNIT_SPANS)
         };
-        if self.open.get(&account).is_some_and(full) {
-            self.close(now, account);
+        if self.open.get(&group).is_some_and(full) {
+            self.close(now, group);
         }
     }
 
-    fn close(&mut self, now: Time, account: AccountId) {
-        let Some(window) = self.open.remove(&account).filter(|window| !window.unit.is_empty()) else { return };
+    fn close(&mut self, now: Time, group: Group) {
+        let Some(window) = self.open.remove(&group).filter(|window| !window.unit.is_empty()) else { return };
         self.next += 1;
         self.unsent.push_back(self.next);
         let bytes = window.bytes + window.unit.bytes();
         self.kept_bytes += bytes;
-        self.kept.insert(self.next, Kept { unit: Arc::new(window.unit), parts: window.parts, since: now, bytes });
+        let kept = Kept { level: group.1, unit: Arc::new(window.unit), parts: window.parts, since: now, bytes };
+        self.kept.insert(self.next, kept);
         while self.kept.len() > Limits::RELAY_UNITS || self.kept_bytes > Limits::RELAY_BYTES {
             self.forget_oldest();
             self.evicted += 1;
@@ -206,9 +216,9 @@ impl Relay {
 
     /// Closes the windows whose time is up.
     pub fn close_due(&mut self, now: Time) {
-        let due: Vec<_> = self.open.iter().filter(|(_, w)| now >= w.opened + self.window).map(|(&a, _)| a).collect();
-        for account in due {
-            self.close(now, account);
+        let due: Vec<_> = self.open.iter().filter(|(_, w)| now >= w.opened + self.window).map(|(&g, _)| g).collect();
+        for group in due {
+            self.close(now, group);
         }
     }
 
@@ -272,10 +282,10 @@ impl Relay {
     pub fn split(&mut self, now: Time, number: u64, have: &Provenance) -> Vec<Ask> {
         let Some(kept) = self.forget(number) else { return Vec::new() };
         self.unsent.retain(|unsent| *unsent != number);
-        let account = kept.unit.account;
+        let group = (kept.unit.account, kept.level);
         let void = kept.unit.provenance.0.iter().map(|(source, spans)| (*source, spans.void.clone()));
         let void: BTreeMap<_, _> = void.collect();
-        self.close(now, account);
+        self.close(now, group);
         let mut asks = Vec::new();
         for part in kept.parts {
             let provenance = part.counted();
@@ -288,11 +298,10 @@ impl Relay {
                     asks.push(Ask { child, unit: number, have: have.clone() });
                 }
                 Part::Unit { child, number, unit } => {
-                    let window = self.open.entry(account).or_insert_with(|| Window::new(account, now, self.quantiles));
-                    window.push(Part::Unit { child, number, unit });
+                    self.window(now, group).push(Part::Unit { child, number, unit });
                 }
                 Part::Sample(source, sample) => {
-                    let window = self.open.entry(account).or_insert_with(|| Window::new(account, now, self.quantiles));
+                    let window = self.window(now, group);
                     window.push(Part::Sample(source, sample));
                     if let Some(void) = void.get(&source) {
                         window.unit.provenance.0.entry(source).or_default().void.extend(void);
@@ -300,11 +309,61 @@ impl Relay {
                 }
             }
         }
-        self.close(now, account);
+        self.close(now, group);
         asks
     }
 
     pub fn kept(&self) -> usize {
         self.kept.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::sample::Priority;
+
+    const ACCOUNT: AccountId = AccountId([1; 16]);
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    fn id(n: u8) -> NodeId {
+        NodeId::from_bytes([n; 32])
+    }
+
+    fn offer(n: u8, account: AccountId) -> Offer {
+        let sample = Sample { sequence: 1, priority: Priority::Normal, metrics: vec![("t".into(), 1.0)] };
+        Offer { origin: id(n), journal: 1, account, void: RangeSet::new(), samples: vec![Arc::new(sample)] }
+    }
+
+    fn origins(relay: &mut Relay, account: AccountId) -> Vec<Vec<NodeId>> {
+        let units = std::iter::from_fn(|| relay.next_unsent(account));
+        units.map(|(_, unit)| unit.provenance.0.keys().map(|source| source.origin).collect()).collect()
+    }
+
+    #[test]
+    fn groups_and_accounts_never_mix() {
+        let mut relay = Relay::new(WINDOW, 1024, false, 0);
+        let other = AccountId([2; 16]);
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(2, ACCOUNT));
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(3, ACCOUNT));
+        relay.fold_offer(Time::ZERO, Level::SQUAD, &offer(4, ACCOUNT));
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(5, other));
+        relay.close_due(Time::ZERO + WINDOW);
+        assert_eq!(origins(&mut relay, ACCOUNT), [vec![id(2), id(3)], vec![id(4)]]);
+        assert_eq!(origins(&mut relay, other), [[id(5)]]);
+    }
+
+    #[test]
+    fn what_a_split_unit_lacks_is_folded_in_its_group() {
+        let mut relay = Relay::new(WINDOW, 1024, false, 0);
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(2, ACCOUNT));
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(3, ACCOUNT));
+        relay.close_due(Time::ZERO + WINDOW);
+        let (number, _) = relay.next_unsent(ACCOUNT).unwrap();
+        relay.fold_offer(Time::ZERO + WINDOW, Level::SQUAD, &offer(4, ACCOUNT));
+        let mut have = Unit::empty(ACCOUNT);
+        have.add(offer(2, ACCOUNT).source(), &offer(2, ACCOUNT).samples[0]);
+        assert_eq!(relay.split(Time::ZERO + WINDOW, number, &have.provenance), []);
+        assert_eq!(origins(&mut relay, ACCOUNT), [[id(3)]]);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
+use crate::level::Level;
 use crate::limits::Limits;
 use crate::proto::account::{AccountId, Mark};
 use crate::proto::aggregate::{Decoder, Encoder, Provenance, Source, Unit, Unreadable};
@@ -313,7 +314,7 @@ impl Machine {
                 let kind = PacketType::Telemetry;
                 self.send_up(now, parent, child_tenure, parent_tenure, kind, Payload::Samples(offer), effects);
             } else {
-                self.telemetry.relay.fold_offer(now, &offer);
+                self.telemetry.relay.fold_offer(now, self.view.level, &offer);
             }
         }
     }
@@ -398,7 +399,7 @@ impl Machine {
             return effects.push(Effect::Dropped("duplicate_packet"));
         }
         match packet.payload {
-            Payload::Samples(offer) if offer.origin == from => self.received_offer(now, &offer, effects),
+            Payload::Samples(offer) if offer.origin == from => self.received_offer(now, from, &offer, effects),
             Payload::Unit(wire) => {
                 let number = wire.number;
                 match self.telemetry.decoders.entry(from).or_default().decode(wire) {
@@ -417,13 +418,18 @@ impl Machine {
         }
     }
 
-    fn received_offer(&mut self, now: Time, offer: &Offer, effects: &mut Vec<Effect>) {
+    /// The level of the group that a child is in. The node itself is in that of its own level, also while it leads it.
+    fn group_of(&self, child: NodeId) -> Level {
+        self.view.children.get(&child).map_or(self.view.level, |known| known.effective_level)
+    }
+
+    fn received_offer(&mut self, now: Time, from: NodeId, offer: &Offer, effects: &mut Vec<Effect>) {
         let offer = &self.without_bad_samples(offer, effects);
         if self.commits(offer.account) {
             self.commit_offer(now, offer, effects);
         } else {
             self.telemetry.counts.forwarded += offer.samples.len() as u64;
-            self.telemetry.relay.fold_offer(now, offer);
+            self.telemetry.relay.fold_offer(now, self.group_of(from), offer);
             self.pump(now, effects);
         }
     }
@@ -443,7 +449,7 @@ impl Machine {
         if self.commits(unit.account) {
             return self.commit_unit(now, from, number, unit, effects);
         }
-        self.telemetry.relay.fold_unit(now, from, number, unit);
+        self.telemetry.relay.fold_unit(now, self.group_of(from), from, number, unit);
         self.pump(now, effects);
     }
 

@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_heartbeat_is_small() {
-        let beat = Beat { sequence: u32::MAX, echo: u32::MAX, probe: true };
+        let beat = Beat { sequence: u32::MAX, echo: u32::MAX, probe: true, pace: u32::MAX };
         let bytes = encode_beat(&beat);
         assert!(bytes.len() <= 24);
         assert_eq!(decode_beat(&bytes), Ok(beat));

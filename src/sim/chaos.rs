@@ -7,7 +7,8 @@ use rand_pcg::Pcg32;
 use serde::Deserialize;
 
 use crate::config::Span;
-use crate::sim::scenario::{Actor, CommandPlan, Fault, FaultKind, LinkProperties, Targets};
+use crate::proto::geo::GeoPoint;
+use crate::sim::scenario::{Actor, CommandPlan, Fault, FaultKind, Jump, LinkProperties, Targets, Whither};
 use crate::sim::target::TargetSpec;
 
 /// What is drawn.
@@ -32,15 +33,23 @@ fn default_commands() -> Span {
     Span::secs(60)
 }
 
+/// The longest jump of a clock, as a power of ten seconds: three days.
+const DAYS: f64 = 5.4;
 /// The most parts that a mesh is torn into.
 const PARTS: usize = 8;
 
 impl Chaos {
-    /// The faults and commands of a run of this length among nodes of these names.
-    pub fn draw(&self, duration: Duration, names: &[String], rng: &mut Pcg32) -> (Vec<Fault>, Vec<CommandPlan>) {
+    /// The faults and commands of a run of this length among nodes of these names, which move among these places.
+    pub fn draw(
+        &self,
+        duration: Duration,
+        names: &[String],
+        places: &[GeoPoint],
+        rng: &mut Pcg32,
+    ) -> (Vec<Fault>, Vec<CommandPlan>) {
         let span = duration.saturating_sub(self.calm.0);
         let count = (self.faults_per_minute * span.as_secs_f64() / 60.0).round() as usize;
-        let faults = (0..count).map(|_| fault(span, names, rng)).collect();
+        let faults = (0..count).map(|_| fault(span, names, places, rng)).collect();
         let commands = (1..).map(|n| self.commands.0 * n).take_while(|at| *at < span);
         let commands = commands.map(|at| CommandPlan {
             at: Span(at),
@@ -73,7 +82,7 @@ fn half(names: &[String], rng: &mut Pcg32) -> Targets {
     named(names.iter().filter(|_| rng.random_range(0..2) == 0).cloned().collect())
 }
 
-fn fault(span: Duration, names: &[String], rng: &mut Pcg32) -> Fault {
+fn fault(span: Duration, names: &[String], places: &[GeoPoint], rng: &mut Pcg32) -> Fault {
     let at = Span(span.mul_f64(rng.random_range(0.0..1.0)));
     let mut lasts = |from: u64, to: u64| Some(Span(Duration::from_millis(rng.random_range(from * 1000..to * 1000))));
     let blank = |kind, lasts| Fault {
@@ -87,9 +96,10 @@ fn fault(span: Duration, names: &[String], rng: &mut Pcg32) -> Fault {
         properties: None,
         actor: None,
         per_minute: None,
+        by: None,
     };
     let (short, middling, long) = (lasts(1, 20), lasts(5, 60), lasts(10, 150));
-    match rng.random_range(0..20) {
+    match rng.random_range(0..22) {
         0..5 => Fault { target: Some(some(names, rng)), ..blank(FaultKind::Crash, middling) },
         5..7 => Fault { target: Some(some(names, rng)), ..blank(FaultKind::Restart, None) },
         7..9 => Fault { target: Some(some(names, rng)), ..blank(FaultKind::Pause, short) },
@@ -103,11 +113,11 @@ fn fault(span: Duration, names: &[String], rng: &mut Pcg32) -> Fault {
             Fault { between: Some(between.into_iter().map(named).collect()), ..blank(FaultKind::Partition, long) }
         }
         12..14 => {
-            let (from, to) = (Some(half(names, rng)), Some(half(names, rng)));
+            let (from, to) = (Some(half(names, rng)), Some(Whither::Targets(half(names, rng))));
             Fault { from, to, ..blank(FaultKind::OneWay, middling) }
         }
         14..16 => {
-            let all = || Some(Targets(vec![TargetSpec::Everyone]));
+            let all = || Targets(vec![TargetSpec::Everyone]);
             let millis = |n| Some(Span(Duration::from_millis(n)));
             let properties = LinkProperties {
                 latency: millis(rng.random_range(1..300)),
@@ -118,9 +128,17 @@ fn fault(span: Duration, names: &[String], rng: &mut Pcg32) -> Fault {
                 ..LinkProperties::default()
             };
             let properties = Some(properties);
-            Fault { from: all(), to: all(), properties, ..blank(FaultKind::Link, middling) }
+            Fault { from: Some(all()), to: Some(Whither::Targets(all())), properties, ..blank(FaultKind::Link, middling) }
         }
         16 => Fault { target: Some(some(names, rng)), ..blank(FaultKind::DiskFull, middling) },
+        20 => {
+            let by = Duration::from_secs_f64(10f64.powf(rng.random_range(0.0..DAYS)));
+            Fault { by: Some(Jump(by)), target: Some(some(names, rng)), ..blank(FaultKind::ClockJump, None) }
+        }
+        21 if !places.is_empty() => {
+            let to = Some(Whither::Place(places[rng.random_range(0..places.len())]));
+            Fault { to, target: Some(some(names, rng)), ..blank(FaultKind::Move, long) }
+        }
         17 => Fault { per_minute: Some(rng.random_range(1.0..20.0)), ..blank(FaultKind::Churn, long) },
         _ => {
             let actors = [Actor::Transport, Actor::Beacon, Actor::Topology, Actor::Router];

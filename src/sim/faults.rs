@@ -1,21 +1,23 @@
 //! Faults: what begins and ends on a schedule. Causes are counted, so that faults may overlap.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rand::RngExt;
 
 use crate::config::Problems;
+use crate::proto::beacon::SelfPatch;
 use crate::proto::node::{Input, Part};
 use crate::proto::{beacon, link, topology};
 use crate::sim::network::{Members, Obstacle};
-use crate::sim::scenario::{Actor, Fault, FaultKind, Targets, Text};
+use crate::sim::scenario::{Actor, Fault, FaultKind, Jump, Targets, Text, Whither};
 use crate::sim::world::{Happening, World};
 
 /// How long a restart keeps a node down.
-const RESTART: std::time::Duration = std::time::Duration::from_secs(1);
+const RESTART: Duration = Duration::from_secs(1);
 
 /// How long churn keeps a node away, on average.
-const CHURN: std::time::Duration = std::time::Duration::from_secs(10);
+const CHURN: Duration = Duration::from_secs(10);
 
 /// What a fault holds while it lasts.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +30,11 @@ impl World {
     pub(super) fn check_targets(&self, text: &Text) -> Result<(), Problems> {
         let mut problems = Vec::new();
         for (i, fault) in self.scenario.faults.iter().enumerate() {
-            let groups = [&fault.target, &fault.from, &fault.to].into_iter().flatten();
+            let far = match &fault.to {
+                Some(Whither::Targets(targets)) => Some(targets),
+                _ => None,
+            };
+            let groups = [fault.target.as_ref(), fault.from.as_ref(), far].into_iter().flatten();
             let specs = groups.chain(fault.between.iter().flatten()).flat_map(|targets| &targets.0);
             for spec in specs {
                 if let Err((message, fix)) = spec.check(&self.nodes, &self.labels) {
@@ -69,6 +75,8 @@ impl World {
             FaultKind::DiskFull => nodes.iter().for_each(|&i| self.disk_filled(i)),
             FaultKind::Churn => self.churn(index),
             FaultKind::ActorCrash => nodes.iter().for_each(|&i| self.crash_actor(i, fault.actor)),
+            FaultKind::ClockJump => nodes.iter().for_each(|&i| self.clock_jumps(i, fault.by)),
+            FaultKind::Move => nodes.iter().for_each(|&i| self.moves(i, index, fault.to.as_ref())),
             FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => self.obstruct(index, &fault),
         }
         self.recorder.active.entry(index).or_default().nodes = nodes;
@@ -99,7 +107,8 @@ impl World {
             }
             FaultKind::DiskFull => active.nodes.into_iter().for_each(|i| self.disk_freed(i)),
             // Who is down because of it comes back on its own.
-            FaultKind::Churn | FaultKind::ActorCrash => {}
+            FaultKind::Churn | FaultKind::ActorCrash | FaultKind::ClockJump => {}
+            FaultKind::Move => active.nodes.into_iter().for_each(|i| self.moves_back(i, index)),
         }
     }
 
@@ -108,7 +117,8 @@ impl World {
         let lasting: Vec<_> = self.recorder.active.keys().copied().collect();
         for index in lasting {
             let fault = &self.scenario.faults[index];
-            let for_good = fault.lasts.is_none() && matches!(fault.kind, FaultKind::Crash | FaultKind::Leave);
+            let for_good = fault.lasts.is_none()
+                && matches!(fault.kind, FaultKind::Crash | FaultKind::Leave | FaultKind::Move);
             if !for_good {
                 self.fault_ends(index);
             }
@@ -150,16 +160,18 @@ impl World {
     /// One node after the other crashes and comes back, at so many a minute.
     pub(super) fn churn(&mut self, index: usize) {
         let per_minute = self.scenario.faults[index].per_minute.filter(|n| *n > 0.0);
-        let Some(apart) = per_minute.map(|n| std::time::Duration::from_secs(60).div_f64(n)) else { return };
+        let Some(apart) = per_minute.map(|n| Duration::from_secs(60).div_f64(n)) else { return };
         let next = apart.mul_f64(self.rng.random_range(0.5..1.5));
         self.at(self.now + next, Happening::Churn(index));
     }
 
     pub(super) fn churned(&mut self, index: usize) {
-        if !self.recorder.active.contains_key(&index) {
-            return;
-        }
-        let node = self.rng.random_range(0..self.nodes.len());
+        let Some(Active { nodes }) = self.recorder.active.get(&index) else { return };
+        // Without a target it meets everyone.
+        let node = match nodes.len() {
+            0 => self.rng.random_range(0..self.nodes.len()),
+            count => nodes[self.rng.random_range(0..count)],
+        };
         self.hold_down(node);
         let away = CHURN.mul_f64(self.rng.random_range(0.2..2.0));
         self.at(self.now + away, Happening::Back(node));
@@ -185,13 +197,38 @@ impl World {
             self.flush(i);
         }
         let (now, sim) = (self.now, &mut self.nodes[i]);
-        let local = crate::time::Time::ZERO + now.since(sim.started);
+        let local = sim.local(now);
         let mut out = Vec::new();
         if let Some(node) = &mut sim.node {
             node.crash(local, part, &sim.disk, &mut out);
         }
         self.follow(i, out);
         self.rearm(i);
+    }
+
+    /// Its own clock goes on from later: everything that waited is due.
+    fn clock_jumps(&mut self, i: usize, by: Option<Jump>) {
+        self.nodes[i].jumped += by.map_or(Duration::ZERO, |jump| jump.0);
+        self.rearm(i);
+    }
+
+    fn moves(&mut self, i: usize, index: usize, to: Option<&Whither>) {
+        if let Some(Whither::Place(place)) = to {
+            self.nodes[i].moved.push((index, *place));
+            self.show_place(i);
+        }
+    }
+
+    fn moves_back(&mut self, i: usize, index: usize) {
+        self.nodes[i].moved.retain(|(fault, _)| *fault != index);
+        self.show_place(i);
+    }
+
+    fn show_place(&mut self, i: usize) {
+        let sim = &mut self.nodes[i];
+        sim.config.node.position = sim.moved.last().map(|(_, place)| *place).or(sim.home);
+        let patch = SelfPatch::Position(sim.config.node.position);
+        self.give(i, Input::Beacon(beacon::Input::Describe(patch)));
     }
 
     fn obstruct(&mut self, index: usize, fault: &Fault) {
@@ -207,7 +244,7 @@ impl World {
                 self.recorder.partitions.begin(self.now, index, parts, &self.nodes);
                 Obstacle::Partition(groups)
             }
-            (None, Some(from), Some(to)) => {
+            (None, Some(from), Some(Whither::Targets(to))) => {
                 let (from, to) = (self.members(from), self.members(to));
                 match fault.properties {
                     Some(properties) => Obstacle::Link(from, to, properties),

@@ -66,6 +66,8 @@ pub struct Mesh {
     pub area_km: toml::Value,
     pub center: toml::Value,
     pub bootstrap: toml::Value,
+    /// How much faster or slower than the others' a node's clock may run, as a share.
+    pub drift: toml::Value,
     pub strategy: toml::Value,
     pub settings: toml::Value,
 }
@@ -76,9 +78,10 @@ impl From<toml::Table> for Mesh {
         let area_km = take("area_km", 4.0.into());
         let center = take("center", toml::Value::Array(vec![0.0.into(), 0.0.into()]));
         let bootstrap = take("bootstrap", 3.into());
+        let drift = take("drift", 0.0.into());
         let strategy = take("strategy", "dynamic".into());
         let settings = take("settings", toml::Value::Table(toml::Table::new()));
-        Self { counts: table.into_iter().collect(), area_km, center, bootstrap, strategy, settings }
+        Self { counts: table.into_iter().collect(), area_km, center, bootstrap, drift, strategy, settings }
     }
 }
 
@@ -195,10 +198,49 @@ pub struct Fault {
     pub lasts: Option<Span>,
     pub between: Option<Vec<Targets>>,
     pub from: Option<Targets>,
-    pub to: Option<Targets>,
+    pub to: Option<Whither>,
     pub properties: Option<LinkProperties>,
     pub actor: Option<Actor>,
     pub per_minute: Option<f64>,
+    pub by: Option<Jump>,
+}
+
+/// The far side of a link, or where a node moves.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "toml::Value")]
+pub enum Whither {
+    Targets(Targets),
+    Place(GeoPoint),
+}
+
+impl TryFrom<toml::Value> for Whither {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        let number = |value: &toml::Value| value.as_float().or(value.as_integer().map(|n| n as f64));
+        let numbers = value.as_array().and_then(|list| list.iter().map(number).collect::<Option<Vec<_>>>());
+        match numbers.filter(|numbers| !numbers.is_empty()) {
+            Some(numbers) => GeoPoint::try_from(numbers.as_slice()).map(Self::Place),
+            None => Targets::try_from(value).map(Self::Targets),
+        }
+    }
+}
+
+/// By how much a clock jumps. Nodes reckon with a clock that cannot go back: a jump back moves only the time of day,
+/// which no decision rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Jump(pub std::time::Duration);
+
+impl TryFrom<String> for Jump {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.strip_prefix('-') {
+            Some(back) => back.parse::<Span>().map(|_| Self(std::time::Duration::ZERO)),
+            None => text.parse::<Span>().map(|span| Self(span.0)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -214,6 +256,8 @@ pub enum FaultKind {
     ActorCrash,
     DiskFull,
     Churn,
+    ClockJump,
+    Move,
 }
 
 impl FaultKind {
@@ -229,6 +273,8 @@ impl FaultKind {
             Self::ActorCrash => "actor_crash",
             Self::DiskFull => "disk_full",
             Self::Churn => "churn",
+            Self::ClockJump => "clock_jump",
+            Self::Move => "move",
         }
     }
 }
@@ -340,6 +386,9 @@ impl Scenario {
         if mesh.bootstrap.as_integer().is_none_or(|n| !(1..=1000).contains(&n)) {
             problems.push(text.problem(&["mesh", "bootstrap"], "bootstrap is out of range", "between 1 and 1000"));
         }
+        if mesh.drift.as_float().is_none_or(|drift| !(0.0..=0.1).contains(&drift)) {
+            problems.push(text.problem(&["mesh", "drift"], "drift is out of range", "between 0.0 and 0.1"));
+        }
         if !mesh.strategy.is_str() {
             problems.push(text.problem(&["mesh", "strategy"], "strategy is no text", "write strategy = \"dynamic\""));
         }
@@ -389,12 +438,12 @@ impl Scenario {
 
 impl Fault {
     fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        let whole = matches!(self.kind, FaultKind::Partition | FaultKind::OneWay | FaultKind::Link | FaultKind::Churn);
-        let needs_target = !whole;
+        let of_links = matches!(self.kind, FaultKind::Partition | FaultKind::OneWay | FaultKind::Link);
+        let needs_target = !of_links && self.kind != FaultKind::Churn;
         match () {
             () if needs_target && self.target.is_none() => Err(("this fault needs a target", "add target = \"…\"")),
-            () if !needs_target && self.target.is_some() => {
-                Err(("this fault has no target", "use between, or from and to; churn meets everyone"))
+            () if of_links && self.target.is_some() => {
+                Err(("this fault has no target", "use between, or from and to"))
             }
             () if self.kind == FaultKind::Partition && self.between.as_ref().is_none_or(|parts| parts.len() < 2) => {
                 Err(("a partition needs between with at least two parts", "add between = [[\"…\"], [\"…\"]]"))
@@ -403,7 +452,7 @@ impl Fault {
                 Err(("only a partition has between", "remove it"))
             }
             () if matches!(self.kind, FaultKind::OneWay | FaultKind::Link)
-                && (self.from.is_none() || self.to.is_none()) =>
+                && (self.from.is_none() || !matches!(self.to, Some(Whither::Targets(_)))) =>
             {
                 Err(("this fault needs from and to", "add from = \"…\" and to = \"…\""))
             }
@@ -415,6 +464,12 @@ impl Fault {
             }
             () if self.kind == FaultKind::ActorCrash && self.actor.is_none() => {
                 Err(("an actor_crash needs an actor", "add actor = \"router\""))
+            }
+            () if self.kind == FaultKind::ClockJump && self.by.is_none() => {
+                Err(("a clock_jump needs by", "add by = \"2h\""))
+            }
+            () if self.kind == FaultKind::Move && !matches!(self.to, Some(Whither::Place(_))) => {
+                Err(("a move needs a place to go to", "add to = [37.77, -122.42]"))
             }
             () => Ok(()),
         }

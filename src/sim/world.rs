@@ -17,6 +17,7 @@ use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::proto::beacon::{self, Beacon, Scope};
 use crate::proto::durable::Durable;
+use crate::proto::geo::GeoPoint;
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::{Input, Node, Output};
 use crate::proto::router;
@@ -51,6 +52,12 @@ pub struct SimNode {
     pub condition: Condition,
     pub incarnation: u64,
     pub started: Time,
+    /// How fast its clock runs, and how far ahead of the others' jumps have brought it since the start.
+    rate: f64,
+    pub(super) jumped: Duration,
+    /// Where it belongs, and where faults have moved it, the latest last.
+    pub(super) home: Option<GeoPoint>,
+    pub(super) moved: Vec<(usize, GeoPoint)>,
     /// Faults that hold it down, or frozen.
     pub down: u32,
     pub paused: u32,
@@ -83,8 +90,16 @@ impl SimNode {
         self.indices.get(&id).copied()
     }
 
-    fn local(&self, now: Time) -> Time {
-        Time::ZERO + now.since(self.started)
+    /// What its own clock shows.
+    pub(super) fn local(&self, now: Time) -> Time {
+        Time::ZERO + self.jumped + at_rate(now.since(self.started), self.rate)
+    }
+
+    /// When its clock will show so much.
+    fn instant(&self, local: Time) -> Time {
+        // Not a moment too early: what is due must be due when the clock is read.
+        let instant = self.started + at_rate(local.since(Time::ZERO + self.jumped), 1.0 / self.rate);
+        if self.local(instant) < local { instant + Duration::from_micros(1) } else { instant }
     }
 }
 
@@ -209,16 +224,18 @@ impl World {
         let plans = blueprints(&scenario, text, nodes, &mut rng)?;
         let labels = plans[0].config.topology.levels.labels().to_vec();
         let bootstrap = scenario.mesh.bootstrap.as_integer().and_then(|n| usize::try_from(n).ok()).unwrap_or(3);
+        let drift = scenario.mesh.drift.as_float().unwrap_or(0.0);
         let indices: Rc<BTreeMap<_, _>> = Rc::new(plans.iter().enumerate().map(|(i, plan)| (plan.id, i)).collect());
         let ids: Vec<_> = plans.iter().map(|plan| plan.id).collect();
         let mut nodes = Vec::new();
         for (i, plan) in plans.into_iter().enumerate() {
             let known = pick_others(&ids, i, bootstrap, &mut rng);
-            nodes.push(sim_node(plan, i, known, indices.clone(), &mut rng));
+            nodes.push(sim_node(plan, drift, i, known, indices.clone(), &mut rng));
         }
         if let Some(chaos) = &scenario.chaos {
             let names: Vec<_> = nodes.iter().map(|node| node.name.to_string()).collect();
-            let (faults, commands) = chaos.draw(scenario.duration.0, &names, &mut rng);
+            let places: Vec<_> = nodes.iter().filter_map(|node| node.home).collect();
+            let (faults, commands) = chaos.draw(scenario.duration.0, &names, &places, &mut rng);
             scenario.faults.extend(faults);
             scenario.commands.extend(commands);
         }
@@ -312,7 +329,7 @@ impl World {
         let now = self.now;
         let sim = &mut self.nodes[i];
         sim.incarnation += 1;
-        sim.started = now;
+        (sim.started, sim.jumped) = (now, Duration::ZERO);
         let account = sim.disk.account.as_ref().map_or(AccountId([0; 16]), |account| account.id);
         let seed = self.rng.random();
         let identity = Identity { id: sim.id, name: sim.name.clone(), incarnation: sim.incarnation, account, seed };
@@ -445,7 +462,7 @@ impl World {
     pub(super) fn rearm(&mut self, i: usize) {
         let sim = &mut self.nodes[i];
         let Some(deadline) = sim.node.as_ref().and_then(Node::deadline) else { return };
-        let at = (sim.started + deadline.since(Time::ZERO)).max(self.now);
+        let at = sim.instant(deadline).max(self.now);
         if sim.tick_at.is_none_or(|scheduled| at < scheduled) {
             sim.tick_at = Some(at);
             self.at(at, Happening::Tick(i));
@@ -551,8 +568,14 @@ impl World {
     }
 }
 
+/// Exact for a clock that runs as it should.
+fn at_rate(span: Duration, rate: f64) -> Duration {
+    if rate == 1.0 { span } else { span.mul_f64(rate) }
+}
+
 fn sim_node(
     plan: Blueprint,
+    drift: f64,
     overlay: usize,
     bootstrap: Vec<NodeId>,
     indices: Rc<BTreeMap<NodeId, usize>>,
@@ -562,6 +585,10 @@ fn sim_node(
     SimNode {
         id: plan.id,
         level: plan.config.level(),
+        home: plan.config.node.position,
+        moved: Vec::new(),
+        rate: if drift > 0.0 { 1.0 + rng.random_range(-drift..drift) } else { 1.0 },
+        jumped: Duration::ZERO,
         disk: Durable::new(rng.random(), account),
         name: plan.name,
         config: plan.config,

@@ -3,22 +3,27 @@
 //! How late is late follows the spread of the beats, as in an accrual detector (Hayashibara and others, 2004); how many
 //! probes must fail follows the measured loss; how long their answers may take follows the measured round trip, as TCP's
 //! retransmission timer does (RFC 6298). Who lags itself gives others more time (Lifeguard; Dadgar and others, 2018).
+//! A peer whose probes show that it hears none of the answers is lost as well: the link is dead in one direction.
 
 use std::time::Duration;
 
 use crate::proto::link::Beat;
 use crate::time::Time;
 
-/// How far beyond a beat's interval silence may go at least before the first probe, as a share of the interval.
-const PATIENCE: f64 = 0.1;
+/// How far beyond a beat's interval silence may go at least before the first probe, as a fraction of the interval.
+const PATIENCE: u32 = 10;
 /// Deviations of the beats' arrival that are waited for as well.
 const DEVIATIONS: u32 = 4;
-/// Between probes, as a share of the interval, and its bounds.
-const SPACING: f64 = 0.04;
+/// Between probes, as a fraction of the interval, and its bounds.
+const SPACING: u32 = 25;
 const PROBE_AT_LEAST: Duration = Duration::from_millis(20);
 const PROBE_AT_MOST: Duration = Duration::from_millis(100);
-/// How likely a whole series of probes may fail though the peer lives: a thousand nodes that lose every fourth beat
-/// begin some 40 million series in a day.
+/// A beat goes out with those of other links if it is due within this fraction of its interval.
+const TOGETHER: u32 = 10;
+/// However often anybody wants them, beats are this far apart at least.
+const FASTEST: Duration = Duration::from_millis(50);
+/// How likely a whole series of probes may fail though the peer lives, at a beat a second and the less the more beats
+/// there are: a thousand nodes that lose every fourth beat begin some 40 million series in a day.
 const FALSE_ALARM: f64 = 1e-8;
 /// The least and the greatest loss reckoned with.
 const LEAST_LOSS: f64 = 0.05;
@@ -26,7 +31,8 @@ const MOST_LOSS: f64 = 0.5;
 /// The loss reckoned with on a link that is not known yet; it fades with every beat.
 const UNKNOWN_LOSS: f64 = 0.25;
 /// How much of a measured loss, deviation or round trip the last one is.
-const GAIN: f64 = 1.0 / 16.0;
+const GAIN: f64 = 1.0 / SMOOTH as f64;
+const SMOOTH: u32 = 16;
 /// The round trip of a link that is not known yet.
 const UNKNOWN_TRIP: Duration = Duration::from_millis(500);
 /// How late a beat may be, and how many may be missing before one: a peer that is further off counts anew, or was cut off.
@@ -39,6 +45,14 @@ const OWN_LAG: u32 = 4;
 pub enum Watch {
     Send(Beat),
     Lost,
+}
+
+/// Probes that are answered, but whose sender shows no sign of having heard.
+#[derive(Clone, Copy, Debug)]
+struct Vain {
+    first: u32,
+    since: Time,
+    answers: u32,
 }
 
 /// Probes under way.
@@ -54,10 +68,14 @@ struct Series {
 /// Watches one link.
 #[derive(Clone, Debug)]
 pub struct Detector {
+    /// How often this side wants beats, how often the peer does, and how often they go: the less of both.
+    wanted: Duration,
+    theirs: Duration,
     interval: Duration,
     heard: Time,
     beat_at: Time,
     series: Option<Series>,
+    vain: Option<Vain>,
     sequence: u32,
     echo: u32,
     /// When the last beat came.
@@ -77,10 +95,13 @@ pub struct Detector {
 impl Detector {
     pub fn new(now: Time, interval: Duration) -> Self {
         Self {
+            wanted: interval,
+            theirs: interval,
             interval,
             heard: now,
             beat_at: now,
             series: None,
+            vain: None,
             sequence: 0,
             echo: 0,
             beaten: None,
@@ -92,11 +113,23 @@ impl Detector {
         }
     }
 
-    /// Beats so often from now on.
-    pub fn keep_pace(&mut self, now: Time, interval: Duration) {
+    /// This side wants beats so often from now on.
+    pub fn keep_pace(&mut self, now: Time, wanted: Duration) {
+        let wanted = wanted.max(FASTEST);
+        if wanted != self.wanted {
+            // The peer is told at once.
+            (self.wanted, self.beat_at) = (wanted, now);
+            self.agree(now);
+        }
+    }
+
+    fn agree(&mut self, now: Time) {
+        let interval = self.wanted.min(self.theirs);
         if interval != self.interval {
             (self.interval, self.beat_at, self.beaten) = (interval, now, None);
-            self.heard(now);
+            if self.series.is_none() {
+                self.heard = now;
+            }
         }
     }
 
@@ -132,11 +165,28 @@ impl Detector {
     /// A heartbeat; a probe is answered at once.
     pub fn beat(&mut self, now: Time, beat: Beat) -> Option<Beat> {
         self.heard(now);
+        self.theirs = Duration::from_millis(beat.pace.into()).max(FASTEST);
+        self.agree(now);
         if let Some((_, sent)) = self.probe.take_if(|(sequence, _)| *sequence == beat.echo) {
             self.measure_trip(now.since(sent));
         }
         self.measure(now, beat);
-        beat.probe.then(|| self.next(false))
+        self.vain = self.vain.filter(|vain| beat.echo < vain.first);
+        beat.probe.then(|| self.answer(now))
+    }
+
+    fn answer(&mut self, now: Time) -> Beat {
+        let beat = self.next(false);
+        let under_way = self.slowest_trip();
+        let vain = self.vain.get_or_insert(Vain { first: beat.sequence, since: now, answers: 0 });
+        // What the first answer did is not seen before a round trip.
+        vain.answers += u32::from(now > vain.since + under_way);
+        beat
+    }
+
+    /// Whether the peer is heard and hears nothing: so many answers to its probes are lost only if all are.
+    pub fn is_unheard(&self) -> bool {
+        self.vain.is_some_and(|vain| vain.answers >= tries(self.reckoned_loss(), self.false_alarm()))
     }
 
     /// Beats are numbered: what is missing between two was lost. Who does not watch the link numbers none.
@@ -179,15 +229,15 @@ impl Detector {
 
     pub fn tick(&mut self, now: Time, lag: Duration) -> Option<Watch> {
         if now >= self.probe_at(lag) {
-            let series = self.series.get_or_insert(Series { began: now, sent: 0, last: now, again: false });
-            if series.sent >= probes(self.loss.max(self.doubt)) {
+            let series = self.series.unwrap_or(Series { began: now, sent: 0, last: now, again: false });
+            if series.sent >= self.probes() {
                 return Some(Watch::Lost);
             }
-            (series.sent, series.last) = (series.sent + 1, now);
+            self.series = Some(Series { sent: series.sent + 1, last: now, ..series });
             self.beat_at = now + self.interval;
             return Some(Watch::Send(self.probe(now)));
         }
-        if now >= self.beat_at {
+        if now + self.interval / TOGETHER >= self.beat_at {
             self.beat_at = now + self.interval;
             // The first beats measure the round trip.
             return Some(Watch::Send(if self.trip.is_none() { self.probe(now) } else { self.next(false) }));
@@ -204,34 +254,48 @@ impl Detector {
 
     fn probe_at(&self, lag: Duration) -> Time {
         let lag = lag * OWN_LAG;
-        let spacing = self.interval.mul_f64(SPACING).clamp(PROBE_AT_LEAST, PROBE_AT_MOST) + lag;
+        let spacing = (self.interval / SPACING).clamp(PROBE_AT_LEAST, PROBE_AT_MOST) + lag;
         match self.series {
-            None => self.heard + self.interval + self.interval.mul_f64(PATIENCE).max(self.deviation * DEVIATIONS) + lag,
+            None => self.heard + self.interval + (self.interval / PATIENCE).max(self.deviation * DEVIATIONS) + lag,
             // The last one's answer may take as long as answers take.
-            Some(series) if series.sent >= probes(self.loss.max(self.doubt)) => {
-                let (mean, deviation) = self.trip.unwrap_or((UNKNOWN_TRIP, Duration::ZERO));
-                series.last + spacing.max(mean + deviation * DEVIATIONS + lag)
-            }
+            Some(series) if series.sent >= self.probes() => series.last + spacing.max(self.slowest_trip() + lag),
             // Counted from the last probe in fact: a node that lags itself does not spend them all at once.
             Some(series) => series.last + spacing,
         }
     }
 
+    fn slowest_trip(&self) -> Duration {
+        let (mean, deviation) = self.trip.unwrap_or((UNKNOWN_TRIP, Duration::ZERO));
+        mean + deviation * DEVIATIONS
+    }
+
+    fn reckoned_loss(&self) -> f64 {
+        self.loss.max(self.doubt).clamp(LEAST_LOSS, MOST_LOSS)
+    }
+
+    fn false_alarm(&self) -> f64 {
+        FALSE_ALARM * self.interval.as_secs_f64().min(1.0)
+    }
+
+    /// How many probes must fail; one does if it is lost or its answer is.
+    fn probes(&self) -> u32 {
+        let arrives = 1.0 - self.reckoned_loss();
+        tries(1.0 - arrives * arrives, self.false_alarm())
+    }
+
     fn next(&mut self, probe: bool) -> Beat {
         self.sequence = self.sequence.wrapping_add(1);
-        Beat { sequence: self.sequence, echo: self.echo, probe }
+        Beat { sequence: self.sequence, echo: self.echo, probe, pace: self.wanted.as_millis() as u32 }
     }
 }
 
-/// How many probes must fail, so that all of them fail by chance only as often as is borne.
-fn probes(loss: f64) -> u32 {
-    let loss = loss.clamp(LEAST_LOSS, MOST_LOSS);
-    let fails = 1.0 - (1.0 - loss) * (1.0 - loss);
-    (FALSE_ALARM.ln() / fails.ln()).ceil() as u32
+/// How many tries must fail, so that all of them fail by chance only as often as is borne.
+fn tries(fails: f64, borne: f64) -> u32 {
+    (borne.ln() / fails.ln()).ceil() as u32
 }
 
 fn smooth(value: &mut Duration, last: Duration) {
-    *value = value.mul_f64(1.0 - GAIN) + last.mul_f64(GAIN);
+    *value = (*value * (SMOOTH - 1) + last) / SMOOTH;
 }
 
 #[cfg(test)]
@@ -261,7 +325,7 @@ mod tests {
             now = Time::ZERO + SECOND * sequence;
             if !lost(sequence) {
                 let probe = detector.probe(now);
-                detector.beat(now + trip, Beat { sequence, echo: probe.sequence, probe: false });
+                detector.beat(now + trip, Beat { sequence, echo: probe.sequence, probe: false, pace: 1000 });
             }
         }
         detector.beat_at = now + SECOND;
@@ -296,7 +360,7 @@ mod tests {
         let mut detector = Detector::new(Time::ZERO, SECOND);
         let hear = |detector: &mut Detector, sequences: &mut dyn Iterator<Item = u32>| {
             for sequence in sequences {
-                let answer = detector.beat(Time::ZERO, Beat { sequence, echo: 0, probe: false });
+                let answer = detector.beat(Time::ZERO, Beat { sequence, echo: 0, probe: false, pace: 1000 });
                 assert_eq!(answer, None);
             }
             detector.quality().unwrap()
@@ -318,12 +382,12 @@ mod tests {
             now = detector.deadline(Duration::ZERO);
             match detector.tick(now, Duration::ZERO) {
                 Some(Watch::Send(Beat { probe: true, sequence, .. })) => {
-                    assert_eq!(detector.beat(now, Beat { sequence, echo: 0, probe: false }), None);
+                    assert_eq!(detector.beat(now, Beat { sequence, echo: 0, probe: false, pace: 1000 }), None);
                 }
                 Some(Watch::Lost) => panic!("lost though it answers"),
                 _ => {}
             }
         }
-        assert!(detector.beat(now, Beat { sequence: 1, echo: 0, probe: true }).is_some());
+        assert!(detector.beat(now, Beat { sequence: 1, echo: 0, probe: true, pace: 1000 }).is_some());
     }
 }

@@ -137,6 +137,15 @@ pub(super) struct Link {
     told: Option<f64>,
     /// Since when nobody here needs it.
     idle_since: Option<Time>,
+    /// When a router's frame came last, and until when the link counts as busy.
+    data_at: Option<Time>,
+    busy_until: Option<Time>,
+}
+
+impl Link {
+    fn new(conn: ConnId, hello: Hello) -> Self {
+        Self { conn, hello, detector: None, told: None, idle_since: None, data_at: None, busy_until: None }
+    }
 }
 
 /// A peer that may be dialled.
@@ -167,6 +176,8 @@ pub struct Machine {
     pub(super) seek_after: Option<NodeId>,
     introduce_at: Time,
     pub(super) leaving: bool,
+    /// When something is to be done next.
+    due: Time,
     /// How late this node does what is due, lately.
     lag: Duration,
     pub(super) rng: Pcg32,
@@ -177,6 +188,11 @@ const NEWS: f64 = 0.1;
 /// How many times less often a backup's link beats than the parent's: it is not leaned on yet, and each beat costs as
 /// much.
 const BACKUP_PACE: u32 = 4;
+/// How many times more often a busy link of the tree beats: who sends all the time wants to know sooner, and pays less
+/// for it beside what it sends.
+const BUSY_PACE: u32 = 10;
+/// A link is busy when a router's frame follows another within so many heartbeats, and for as long after the last.
+const BUSY: u32 = 2;
 /// The most that own lag counts, and how it fades with every tick.
 const MOST_LAG: Duration = Duration::from_millis(500);
 const LAG_FADES: f64 = 0.9;
@@ -201,6 +217,7 @@ impl Machine {
             seek_after: None,
             introduce_at: now,
             leaving: false,
+            due: now,
             lag: Duration::ZERO,
             rng: Pcg32::seed_from_u64(settings.seed),
             settings,
@@ -213,7 +230,7 @@ impl Machine {
         machine.hellos = machine.hellos.max(now.as_micros());
         machine.dialling.clear();
         machine.queue.clear();
-        machine.lag = Duration::ZERO;
+        (machine.lag, machine.due) = (Duration::ZERO, now);
         for link in machine.links.values_mut() {
             if let Some(detector) = &mut link.detector {
                 detector.heard(now);
@@ -245,6 +262,11 @@ impl Machine {
     }
 
     pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        self.take(now, input, effects);
+        self.due = self.next_due();
+    }
+
+    fn take(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Known(peers) => {
                 for (order, (peer, addresses)) in peers.into_iter().enumerate() {
@@ -270,7 +292,7 @@ impl Machine {
             Input::Closed { conn, reason } => self.closed(now, conn, &reason, effects),
             Input::Frame { conn, frame } => self.frame(now, conn, frame, effects),
             Input::Beat { conn, beat } => self.beat(now, conn, beat, effects),
-            Input::Heard(conn) => self.heard(now, conn),
+            Input::Heard(conn) => self.data(now, conn),
             Input::Resume(existing) => self.resume(now, &existing, effects),
             Input::Replay => effects.push(Effect::Links(self.up())),
             Input::Leave => {
@@ -290,23 +312,26 @@ impl Machine {
         }
         self.measure_lag(now);
         self.watch(now, effects);
-        self.close_silent(now, effects);
-        self.close_idle(now, effects);
         if now >= self.introduce_at {
+            self.rest_from_data(now);
+            self.close_silent(now, effects);
+            self.close_idle(now, effects);
             let settled = !self.tree.is_empty() && self.view.wanted.iter().all(|peer| self.links.contains_key(peer));
             self.introduce_at = now + if settled { INTRODUCE * 4 } else { INTRODUCE };
             self.introduce(now, effects);
             self.redial(now, effects);
         }
         self.seek(now, effects);
+        self.due = self.next_due();
     }
 
     pub fn deadline(&self) -> Option<Time> {
-        if self.leaving {
-            return None;
-        }
+        (!self.leaving).then_some(self.due)
+    }
+
+    fn next_due(&self) -> Time {
         let watched = self.links.values().filter_map(|link| Some(link.detector.as_ref()?.deadline(self.lag)));
-        watched.chain([self.introduce_at]).min()
+        watched.fold(self.introduce_at, Time::min)
     }
 
     fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
@@ -328,11 +353,12 @@ impl Machine {
         self.view.wanted.contains(peer) || self.pace(peer).is_some()
     }
 
-    /// How often heartbeats go over a link: most often where the tree or the host leans on it, less often where the
-    /// tree may do so later. Of others QUIC tells soon enough.
+    /// How often heartbeats go over a link: most often where the tree or the host leans on it, all the more while it is
+    /// busy, less often where the tree may lean on it later. Of others QUIC tells soon enough.
     fn pace(&self, peer: &NodeId) -> Option<Duration> {
         if self.tree.contains(peer) || self.requested.contains(peer) {
-            Some(self.settings.heartbeat)
+            let busy = self.links.get(peer).is_some_and(|link| link.busy_until.is_some());
+            Some(if busy { self.settings.heartbeat / BUSY_PACE } else { self.settings.heartbeat })
         } else {
             self.backups.contains(peer).then_some(self.settings.heartbeat * BACKUP_PACE)
         }
@@ -414,7 +440,7 @@ impl Machine {
             effects.push(Effect::Down { peer, reason: "superseded by a newer connection".into() });
             self.close(old.conn, CloseReason::Superseded, effects);
         }
-        self.links.insert(peer, Link { conn, hello: hello.clone(), detector: None, told: None, idle_since: None });
+        self.links.insert(peer, Link::new(conn, hello.clone()));
         if let Some(known) = self.known.get_mut(&peer) {
             (known.failures, known.not_before) = (0, Time::ZERO);
         }
@@ -429,8 +455,11 @@ impl Machine {
         let answer = match &mut link.detector {
             Some(detector) => detector.beat(now, beat),
             // The far side leans on a link that we do not: it is still told that we live.
-            None => beat.probe.then_some(Beat { sequence: 0, echo: beat.sequence, probe: false }),
+            None => beat.probe.then_some(Beat { sequence: 0, echo: beat.sequence, probe: false, ..beat }),
         };
+        if link.detector.as_ref().is_some_and(Detector::is_unheard) {
+            return self.drop_conn(now, conn, CloseReason::Unheard, effects);
+        }
         let quality = link.detector.as_ref().and_then(Detector::quality);
         if let Some(news) = quality.filter(|now| link.told.is_none_or(|told| (told - now).abs() >= NEWS)) {
             link.told = Some(news);
@@ -443,6 +472,25 @@ impl Machine {
         if let Some(detector) = self.link_over(conn).and_then(|link| link.detector.as_mut()) {
             detector.heard(now);
         }
+    }
+
+    fn data(&mut self, now: Time, conn: ConnId) {
+        self.heard(now, conn);
+        let soon = self.settings.heartbeat * BUSY;
+        let Some(link) = self.link_over(conn) else { return };
+        let before = link.data_at.replace(now);
+        if before.is_some_and(|before| now.since(before) <= soon) {
+            let was_busy = link.busy_until.replace(now + soon).is_some();
+            if !was_busy && let Some(peer) = self.conns.get(&conn).map(|conn| conn.peer) {
+                self.refresh_need(now, peer);
+            }
+        }
+    }
+
+    fn rest_from_data(&mut self, now: Time) {
+        let rested = |link: &mut Link| link.busy_until.take_if(|until| now >= *until).is_some();
+        let rested: Vec<_> = self.links.iter_mut().filter_map(|(&peer, link)| rested(link).then_some(peer)).collect();
+        rested.into_iter().for_each(|peer| self.refresh_need(now, peer));
     }
 
     fn link_over(&mut self, conn: ConnId) -> Option<&mut Link> {
@@ -491,7 +539,7 @@ impl Machine {
 
     /// A node that was late itself, because it was frozen or starved, may have missed what others said.
     fn measure_lag(&mut self, now: Time) {
-        let late = self.deadline().map_or(Duration::ZERO, |deadline| now.since(deadline));
+        let late = now.since(self.due);
         self.lag = late.min(MOST_LAG).max(self.lag.mul_f64(LAG_FADES));
     }
 

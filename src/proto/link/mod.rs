@@ -44,6 +44,8 @@ pub struct Beat {
     pub echo: u32,
     /// Asks for an answer at once.
     pub probe: bool,
+    /// How many milliseconds apart the sender wants beats on this link; the side that wants them sooner has its way.
+    pub pace: u32,
 }
 
 /// Why a connection was closed, told to the far side.
@@ -60,6 +62,8 @@ pub enum CloseReason {
     Silent,
     /// Heartbeats stopped.
     Lost,
+    /// The peer is heard, but asks again and again for answers that it was given.
+    Unheard,
     /// Nobody needs the link.
     Idle,
     /// The node stops.
@@ -75,12 +79,13 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Superseded,
         Self::Duplicate,
         Self::Foreign,
         Self::Silent,
         Self::Lost,
+        Self::Unheard,
         Self::Idle,
         Self::Leaving,
         Self::Disconnected,
@@ -105,6 +110,7 @@ impl CloseReason {
             Self::Foreign => "foreign formation",
             Self::Silent => "no hello",
             Self::Lost => "heartbeats stopped",
+            Self::Unheard => "the peer does not hear this node",
             Self::Idle => "idle",
             Self::Leaving => "leaving",
             Self::Disconnected => "disconnected",

@@ -99,7 +99,7 @@ impl Limits {
     /// How long a node without credit waits for a receipt before it takes what it sent for lost.
     pub const RECEIPT: Duration = Duration::from_secs(5);
     /// Upward packets without a receipt, after which a node waits.
-    pub const IN_FLIGHT: u64 = 64;
+    pub const IN_FLIGHT: usize = 64;
     /// Units a relay keeps until they are committed, and their bytes; the oldest leaves, its origins offer again.
     pub const RELAY_UNITS: usize = 4_096;
     pub const RELAY_BYTES: usize = 16 * 1024 * 1024;

@@ -11,6 +11,8 @@ pub mod dedup;
 pub mod durable;
 pub mod election;
 pub mod event;
+#[cfg(test)]
+mod exactly_once;
 pub mod frame;
 pub mod geo;
 pub mod link;

@@ -189,19 +189,20 @@ impl Outbox {
         others.then(|| accounts.find(|account| *account != main)).flatten()
     }
 
-    /// The next offer from `cursor` on, and where the one after it begins; `None` if there is nothing to offer.
+    /// The next offer from `cursor` on, of so many bytes at most or one sample, and where the one after it begins; `None`
+    /// if there is nothing to offer.
     ///
     /// The account keeps few gaps: no sample is offered beyond a gap that the offer does not say will never be filled.
-    pub fn offer(&self, origin: NodeId, account: AccountId, cursor: u64, most: usize) -> Option<(Offer, u64)> {
+    pub fn offer(&self, origin: NodeId, account: AccountId, cursor: u64, room: usize) -> Option<(Offer, u64)> {
         let void = self.void_in(account);
         let horizon = void.ranges().get(Limits::UNIT_SPANS / 2).map_or(u64::MAX, |&(first, _)| first);
         let near = self.samples.range(cursor..).take_while(|(s, _)| **s < horizon);
         let bound = near.filter(|(s, _)| self.account_of(**s) == Some(account));
         let mut bytes = 0;
-        let fitting = bound.take(most).take_while(|(_, sample)| {
+        let fitting = bound.take(Limits::OFFER_SAMPLES).take_while(|(_, sample)| {
             let first = bytes == 0;
             bytes += sample.bytes();
-            first || bytes <= Limits::OFFER_BYTES
+            first || bytes <= room.min(Limits::OFFER_BYTES)
         });
         let samples: Vec<_> = fitting.map(|(_, sample)| sample.clone()).collect();
         let last = samples.last()?.sequence;
@@ -348,7 +349,7 @@ mod tests {
             assert!(rounds < 10_000, "{} samples are never committed", outbox.depth());
             for account in &mut *accounts {
                 let mut cursor = 1;
-                while let Some((offer, after)) = outbox.offer(me(), account.id, cursor, Limits::OFFER_SAMPLES) {
+                while let Some((offer, after)) = outbox.offer(me(), account.id, cursor, Limits::OFFER_BYTES) {
                     assert!(offer.is_possible());
                     cursor = after;
                     let mut unit = Unit::empty(account.id);
@@ -412,9 +413,9 @@ mod tests {
     #[test]
     fn nothing_is_offered_unbound() {
         let mut outbox = filled(1..=3);
-        assert_eq!(outbox.offer(me(), X, 1, 64), None);
+        assert_eq!(outbox.offer(me(), X, 1, Limits::OFFER_BYTES), None);
         outbox.bind(1, X);
-        let (offer, after) = outbox.offer(me(), X, 1, 64).unwrap();
+        let (offer, after) = outbox.offer(me(), X, 1, Limits::OFFER_BYTES).unwrap();
         assert_eq!((offer.samples.len(), after, offer.is_possible()), (3, 4, true));
     }
 
@@ -434,7 +435,7 @@ mod tests {
         let mut outbox = filled(1..=20);
         outbox.bind(1, X);
         outbox.bind(11, Y);
-        let (offer, _) = outbox.offer(me(), Y, 1, 64).unwrap();
+        let (offer, _) = outbox.offer(me(), Y, 1, Limits::OFFER_BYTES).unwrap();
         assert_eq!(offer.samples[0].sequence, 11);
         assert_eq!(offer.void, RangeSet::of(1, 10));
         assert_eq!(outbox.truncate(Y, 15), 5);
@@ -455,8 +456,8 @@ mod tests {
         assert_eq!(outbox.least_wanted(usize::MAX), [1, 2, 3, 4]);
         outbox.bind(1, X);
         // What was given up is said with the first sample after it.
-        assert!(outbox.offer(me(), X, 1, 64).unwrap().0.void.is_empty());
+        assert!(outbox.offer(me(), X, 1, Limits::OFFER_BYTES).unwrap().0.void.is_empty());
         outbox.put(Arc::new(Sample { sequence: 6, priority: Priority::Low, metrics: vec![("n".into(), 1.0)] }));
-        assert_eq!(outbox.offer(me(), X, 1, 64).unwrap().0.void, RangeSet::of(5, 5));
+        assert_eq!(outbox.offer(me(), X, 1, Limits::OFFER_BYTES).unwrap().0.void, RangeSet::of(5, 5));
     }
 }

@@ -128,7 +128,12 @@ fn fault(span: Duration, names: &[String], places: &[GeoPoint], rng: &mut Pcg32)
                 ..LinkProperties::default()
             };
             let properties = Some(properties);
-            Fault { from: Some(all()), to: Some(Whither::Targets(all())), properties, ..blank(FaultKind::Link, middling) }
+            Fault {
+                from: Some(all()),
+                to: Some(Whither::Targets(all())),
+                properties,
+                ..blank(FaultKind::Link, middling)
+            }
         }
         16 => Fault { target: Some(some(names, rng)), ..blank(FaultKind::DiskFull, middling) },
         20 => {

@@ -117,8 +117,8 @@ impl World {
         let lasting: Vec<_> = self.recorder.active.keys().copied().collect();
         for index in lasting {
             let fault = &self.scenario.faults[index];
-            let for_good = fault.lasts.is_none()
-                && matches!(fault.kind, FaultKind::Crash | FaultKind::Leave | FaultKind::Move);
+            let for_good =
+                fault.lasts.is_none() && matches!(fault.kind, FaultKind::Crash | FaultKind::Leave | FaultKind::Move);
             if !for_good {
                 self.fault_ends(index);
             }

@@ -220,13 +220,14 @@ impl Recorder {
             Event::PeerSelected { .. } => self.attached_at[at] = now,
             Event::PeerChanged { to, cause, .. } => {
                 self.attached_at[at] = now;
-                match self.open.get(&at) {
-                    Some(&open) => {
-                        self.failovers[open].to = name_of(*to);
-                        self.failovers[open].attached_s = Some(now.as_secs_f64());
-                    }
-                    None if matches!(cause, Cause::Better | Cause::Healed) => self.parent_changes += 1,
-                    None => {}
+                let waiting = self.open.get(&at).copied().filter(|&open| self.failovers[open].attached_s.is_none());
+                if let Some(open) = waiting {
+                    self.failovers[open].to = name_of(*to);
+                    self.failovers[open].attached_s = Some(now.as_secs_f64());
+                } else if matches!(cause, Cause::Better | Cause::Healed) {
+                    self.parent_changes += 1;
+                    // It moved on before anything was acknowledged there.
+                    self.open.remove(&at);
                 }
             }
             _ => {}

@@ -442,9 +442,7 @@ impl Fault {
         let needs_target = !of_links && self.kind != FaultKind::Churn;
         match () {
             () if needs_target && self.target.is_none() => Err(("this fault needs a target", "add target = \"…\"")),
-            () if of_links && self.target.is_some() => {
-                Err(("this fault has no target", "use between, or from and to"))
-            }
+            () if of_links && self.target.is_some() => Err(("this fault has no target", "use between, or from and to")),
             () if self.kind == FaultKind::Partition && self.between.as_ref().is_none_or(|parts| parts.len() < 2) => {
                 Err(("a partition needs between with at least two parts", "add between = [[\"…\"], [\"…\"]]"))
             }

@@ -109,10 +109,14 @@ impl Running {
         self.child.wait().unwrap();
     }
 
-    /// Sends a signal and returns the exit code.
-    pub fn signal(&mut self, signal: &str) -> Option<i32> {
+    pub fn send(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Sends a signal and returns the exit code.
+    pub fn signal(&mut self, signal: &str) -> Option<i32> {
+        self.send(signal);
         self.wait()
     }
 

@@ -1,9 +1,9 @@
-//! When a silent link counts as lost: heartbeats, and after one that is late, a series of probes.
+//! When a silent link counts as lost: heartbeats, and after one that is late, probes until the silence is no chance.
 //!
-//! How late is late follows the spread of the beats, as in an accrual detector (Hayashibara and others, 2004); how many
-//! probes must fail follows the measured loss; how long their answers may take follows the measured round trip, as TCP's
-//! retransmission timer does (RFC 6298). Who lags itself gives others more time (Lifeguard; Dadgar and others, 2018).
-//! A peer whose probes show that it hears none of the answers is lost as well: the link is dead in one direction.
+//! How late is late follows the spread of the beats. Then suspicion accrues (Hayashibara and others, 2004): every beat that
+//! is missing and every probe without an answer makes it less likely by the measured loss that the peer lives; how long an
+//! answer may take follows the measured round trip, as TCP's retransmission timer does (RFC 6298). Who lags itself gives
+//! others more time (Lifeguard; Dadgar and others, 2018).
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ const PROBE_AT_MOST: Duration = Duration::from_millis(100);
 const TOGETHER: u32 = 10;
 /// However often anybody wants them, beats are this far apart at least.
 const FASTEST: Duration = Duration::from_millis(50);
-/// How likely a whole series of probes may fail though the peer lives, at a beat a second and the less the more beats
-/// there are: a thousand nodes that lose every fourth beat begin some 40 million series in a day.
+/// How likely it may be that a peer lives and nothing of it arrives, at a beat a second and the less the more beats there
+/// are: a thousand nodes that lose every fourth beat begin some 40 million series in a day.
 const FALSE_ALARM: f64 = 1e-8;
 /// The least and the greatest loss reckoned with.
 const LEAST_LOSS: f64 = 0.05;
@@ -35,24 +35,27 @@ const GAIN: f64 = 1.0 / SMOOTH as f64;
 const SMOOTH: u32 = 16;
 /// The round trip of a link that is not known yet.
 const UNKNOWN_TRIP: Duration = Duration::from_millis(500);
-/// How late a beat may be, and how many may be missing before one: a peer that is further off counts anew, or was cut off.
-const REORDERED: u32 = 16;
+/// How many later beats may overtake one before it counts as lost.
+const OVERTAKEN: u32 = 8;
+/// How far off a peer's numbers may be: further ahead it was cut off, further behind it counts anew.
+const ASTRAY: u32 = 16;
+/// How long a probe may be under way that measures the round trip.
+const SLOWEST: Duration = Duration::from_secs(5);
+/// Longer than this two beats in a row are not apart because of the link, unless beats are far apart themselves.
+const APART: Duration = Duration::from_millis(500);
+/// Every so many probes another link is tried, to see whether the fault is this node's.
+const WONDER: u32 = 8;
 /// How much longer than it lagged itself a node waits for others.
 const OWN_LAG: u32 = 4;
+
+/// However much is missing, a peer may be silent for so long: processes stall.
+const STALL: Duration = Duration::from_millis(300);
 
 /// What the detector wants done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
     Send(Beat),
     Lost,
-}
-
-/// Probes that are answered, but whose sender shows no sign of having heard.
-#[derive(Clone, Copy, Debug)]
-struct Vain {
-    first: u32,
-    since: Time,
-    answers: u32,
 }
 
 /// Probes under way.
@@ -75,9 +78,10 @@ pub struct Detector {
     heard: Time,
     beat_at: Time,
     series: Option<Series>,
-    vain: Option<Vain>,
     sequence: u32,
     echo: u32,
+    /// Which of the beats up to the last arrived, the last in the lowest bit.
+    arrived: u32,
     /// When the last beat came.
     beaten: Option<Time>,
     /// The share of the peer's beats that did not arrive, smoothed.
@@ -86,7 +90,7 @@ pub struct Detector {
     doubt: f64,
     /// How far apart beats are from their interval, smoothed.
     deviation: Duration,
-    /// The last probe, until it is answered.
+    /// A probe that measures the round trip, until it is answered.
     probe: Option<(u32, Time)>,
     /// The round trip and its deviation, smoothed.
     trip: Option<(Duration, Duration)>,
@@ -101,9 +105,9 @@ impl Detector {
             heard: now,
             beat_at: now,
             series: None,
-            vain: None,
             sequence: 0,
             echo: 0,
+            arrived: 0,
             beaten: None,
             loss: 0.0,
             doubt: UNKNOWN_LOSS,
@@ -148,18 +152,18 @@ impl Detector {
         self.series.map(|series| series.began)
     }
 
-    /// Whether the first probe of a first series has just gone out.
-    pub fn has_begun(&self) -> bool {
-        self.series.is_some_and(|series| series.sent == 1 && !series.again)
+    /// Whether it is time to see whether others are heard.
+    pub fn is_wondering(&self) -> bool {
+        self.series.is_some_and(|series| series.sent % WONDER == 1)
     }
 
     /// Begins a second series, unless this was it; says whether it did.
     pub fn probe_again(&mut self, now: Time) -> bool {
-        let first = self.series.take_if(|series| !series.again);
-        if let Some(series) = first {
-            self.series = Some(Series { sent: 0, last: now, again: true, ..series });
+        let first = self.series.is_some_and(|series| !series.again);
+        if first {
+            self.series = Some(Series { began: now, sent: 0, last: now, again: true });
         }
-        first.is_some()
+        first
     }
 
     /// A heartbeat; a probe is answered at once.
@@ -167,44 +171,47 @@ impl Detector {
         self.heard(now);
         self.theirs = Duration::from_millis(beat.pace.into()).max(FASTEST);
         self.agree(now);
-        if let Some((_, sent)) = self.probe.take_if(|(sequence, _)| *sequence == beat.echo) {
+        if let Some((sequence, sent)) = self.probe.take_if(|(sequence, _)| beat.echo >= *sequence)
+            && sequence == beat.echo
+        {
             self.measure_trip(now.since(sent));
         }
         self.measure(now, beat);
-        self.vain = self.vain.filter(|vain| beat.echo < vain.first);
-        beat.probe.then(|| self.answer(now))
+        beat.probe.then(|| self.next(false))
     }
 
-    fn answer(&mut self, now: Time) -> Beat {
-        let beat = self.next(false);
-        let under_way = self.slowest_trip();
-        let vain = self.vain.get_or_insert(Vain { first: beat.sequence, since: now, answers: 0 });
-        // What the first answer did is not seen before a round trip.
-        vain.answers += u32::from(now > vain.since + under_way);
-        beat
-    }
-
-    /// Whether the peer is heard and hears nothing: so many answers to its probes are lost only if all are.
-    pub fn is_unheard(&self) -> bool {
-        self.vain.is_some_and(|vain| vain.answers >= tries(self.reckoned_loss(), self.false_alarm()))
-    }
-
-    /// Beats are numbered: what is missing between two was lost. Who does not watch the link numbers none.
+    /// Beats are numbered: what is still missing when some later ones have come was lost. Who does not watch the link
+    /// numbers none.
     fn measure(&mut self, now: Time, Beat { sequence, probe, .. }: Beat) {
         let known = self.echo;
-        self.echo = known.max(sequence);
         if sequence > known {
-            let missing = if known == 0 { 0 } else { (sequence - known - 1).min(REORDERED) };
-            (0..missing).for_each(|_| self.loss += (1.0 - self.loss) * GAIN);
-            self.loss -= self.loss * GAIN;
-            self.doubt -= self.doubt * GAIN;
-            let before = self.beaten.replace(now).filter(|_| missing == 0 && !probe);
-            if let Some(apart) = before.map(|before| now.since(before)).filter(|apart| *apart < 2 * self.interval) {
+            let ahead = sequence - known;
+            if known == 0 {
+                // What was before the first was not sent to us.
+                self.arrived = u32::MAX;
+            } else {
+                (0..ahead.min(ASTRAY)).for_each(|_| self.judge());
+                self.arrived |= 1;
+            }
+            self.echo = sequence;
+            let before = self.beaten.replace(now).filter(|_| ahead == 1 && !probe);
+            let longest = APART.max(2 * self.interval);
+            if let Some(apart) = before.map(|before| now.since(before)).filter(|apart| *apart < longest) {
                 smooth(&mut self.deviation, apart.abs_diff(self.interval));
             }
-        } else if sequence > 0 && known - sequence > REORDERED {
-            self.echo = sequence;
+        } else if sequence > 0 && known - sequence > ASTRAY {
+            (self.echo, self.arrived) = (sequence, u32::MAX);
+        } else if sequence > 0 {
+            self.arrived |= 1 << (known - sequence);
         }
+    }
+
+    /// Makes room for one more beat; the one that is overtaken now has arrived or is lost.
+    fn judge(&mut self) {
+        self.arrived <<= 1;
+        let lost = self.arrived & (1 << OVERTAKEN) == 0;
+        self.loss += (f64::from(u8::from(lost)) - self.loss) * GAIN;
+        self.doubt -= self.doubt * GAIN;
     }
 
     fn measure_trip(&mut self, trip: Duration) {
@@ -230,7 +237,7 @@ impl Detector {
     pub fn tick(&mut self, now: Time, lag: Duration) -> Option<Watch> {
         if now >= self.probe_at(lag) {
             let series = self.series.unwrap_or(Series { began: now, sent: 0, last: now, again: false });
-            if series.sent >= self.probes() {
+            if self.suspicion(now, &series, lag) >= 1.0 {
                 return Some(Watch::Lost);
             }
             self.series = Some(Series { sent: series.sent + 1, last: now, ..series });
@@ -248,20 +255,44 @@ impl Detector {
     /// One probe beside the series, to see whether anybody answers.
     pub fn probe(&mut self, now: Time) -> Beat {
         let beat = self.next(true);
-        self.probe = Some((beat.sequence, now));
+        let under_way = self.probe.filter(|(_, sent)| now.since(*sent) < SLOWEST);
+        self.probe = under_way.or(Some((beat.sequence, now)));
         beat
     }
 
     fn probe_at(&self, lag: Duration) -> Time {
-        let lag = lag * OWN_LAG;
-        let spacing = (self.interval / SPACING).clamp(PROBE_AT_LEAST, PROBE_AT_MOST) + lag;
         match self.series {
-            None => self.heard + self.interval + (self.interval / PATIENCE).max(self.deviation * DEVIATIONS) + lag,
-            // The last one's answer may take as long as answers take.
-            Some(series) if series.sent >= self.probes() => series.last + spacing.max(self.slowest_trip() + lag),
+            None => self.heard + self.interval + self.patience() + lag * OWN_LAG,
             // Counted from the last probe in fact: a node that lags itself does not spend them all at once.
-            Some(series) => series.last + spacing,
+            Some(series) => series.last + self.spacing() + lag * OWN_LAG,
         }
+    }
+
+    /// How far a silence has come towards being too long, 0 to 1 and beyond.
+    fn suspicion(&self, now: Time, series: &Series, lag: Duration) -> f64 {
+        let silent_since = if series.again { series.began } else { self.heard + self.patience() };
+        let late = lag * OWN_LAG;
+        let missing = now.since(silent_since + late).as_micros() / self.interval.as_micros();
+        let answered_by = self.slowest_trip() + late;
+        let overdue = match now.since(series.began + answered_by).as_micros() {
+            0 => 0,
+            time => (time / self.spacing().as_micros() + 1).min(series.sent.into()),
+        };
+        if now < self.heard + STALL {
+            return 0.0;
+        }
+        let lost = self.loss.max(self.doubt).clamp(LEAST_LOSS, MOST_LOSS);
+        let unanswered = 1.0 - (1.0 - lost) * (1.0 - lost);
+        let borne = FALSE_ALARM * self.interval.as_secs_f64().min(1.0);
+        (missing as f64 * lost.ln() + overdue as f64 * unanswered.ln()) / borne.ln()
+    }
+
+    fn patience(&self) -> Duration {
+        (self.interval / PATIENCE).max(self.deviation * DEVIATIONS)
+    }
+
+    fn spacing(&self) -> Duration {
+        (self.interval / SPACING).clamp(PROBE_AT_LEAST, PROBE_AT_MOST)
     }
 
     fn slowest_trip(&self) -> Duration {
@@ -269,29 +300,10 @@ impl Detector {
         mean + deviation * DEVIATIONS
     }
 
-    fn reckoned_loss(&self) -> f64 {
-        self.loss.max(self.doubt).clamp(LEAST_LOSS, MOST_LOSS)
-    }
-
-    fn false_alarm(&self) -> f64 {
-        FALSE_ALARM * self.interval.as_secs_f64().min(1.0)
-    }
-
-    /// How many probes must fail; one does if it is lost or its answer is.
-    fn probes(&self) -> u32 {
-        let arrives = 1.0 - self.reckoned_loss();
-        tries(1.0 - arrives * arrives, self.false_alarm())
-    }
-
     fn next(&mut self, probe: bool) -> Beat {
         self.sequence = self.sequence.wrapping_add(1);
         Beat { sequence: self.sequence, echo: self.echo, probe, pace: self.wanted.as_millis() as u32 }
     }
-}
-
-/// How many tries must fail, so that all of them fail by chance only as often as is borne.
-fn tries(fails: f64, borne: f64) -> u32 {
-    (borne.ln() / fails.ln()).ceil() as u32
 }
 
 fn smooth(value: &mut Duration, last: Duration) {
@@ -301,6 +313,8 @@ fn smooth(value: &mut Duration, last: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_pcg::Pcg32;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -338,14 +352,61 @@ mod tests {
         let (from, detector) = accustomed(millis(2), |_| false);
         let (lost, sent) = run_silent(detector);
         assert!(lost.since(from) <= millis(1600), "{:?}", lost.since(from));
-        assert!(sent >= 8);
+        assert!(sent >= 6, "{sent}");
         let (from, detector) = accustomed(millis(400), |n| n % 4 == 0);
         let (lost, sent) = run_silent(detector);
         assert!((millis(2000)..millis(3000)).contains(&lost.since(from)), "{:?}", lost.since(from));
-        assert!(sent >= 22, "{sent}");
+        assert!(sent >= 20, "{sent}");
         // Of a peer that was never heard nothing good is assumed.
         let (lost, _) = run_silent(Detector::new(Time::ZERO, SECOND));
-        assert!(lost > Time::ZERO + millis(2400), "{lost:?}");
+        assert!(lost > Time::ZERO + millis(2000), "{lost:?}");
+    }
+
+    /// Two that watch each other over a link with this delay, its spread and its loss, for so many seconds; then one falls
+    /// silent. Returns how long the other took to notice.
+    fn watch_each_other(pace: Duration, delay: Duration, spread: Duration, loss: f64, seconds: u64) -> Duration {
+        let mut rng = Pcg32::seed_from_u64(7);
+        let mut sides = [Detector::new(Time::ZERO, SECOND), Detector::new(Time::ZERO, SECOND)];
+        let end = Time::ZERO + SECOND * seconds as u32;
+        let mut under_way: Vec<(Time, usize, Beat)> = Vec::new();
+        // One side alone wants them at this pace.
+        sides[0].keep_pace(Time::ZERO, pace);
+        loop {
+            let (next, side) = (0..2).map(|i| (sides[i].deadline(Duration::ZERO), i)).min().unwrap();
+            let arrival = under_way.iter().enumerate().min_by_key(|(_, (at, ..))| *at).map(|(i, (at, ..))| (*at, i));
+            let (now, to, beat) = match arrival.filter(|(at, _)| *at <= next) {
+                Some((_, i)) => {
+                    let (at, to, beat) = under_way.swap_remove(i);
+                    (at, 1 - to, sides[to].beat(at, beat))
+                }
+                None => match sides[side].tick(next, Duration::ZERO) {
+                    Some(Watch::Lost) => {
+                        assert!(next > end && side == 0, "side {side} gave up after {next:?}");
+                        return next.since(end);
+                    }
+                    Some(Watch::Send(beat)) => (next, 1 - side, Some(beat)),
+                    None => (next, 1 - side, None),
+                },
+            };
+            let dead = now > end && to == 0;
+            if now > end {
+                sides[1].heard(now);
+            }
+            if let Some(beat) = beat.filter(|_| !dead && !rng.random_bool(loss)) {
+                under_way.push((now + delay - spread + (spread * 2).mul_f64(rng.random_range(0.0..1.0)), to, beat));
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_is_accused_by_chance_and_who_dies_soon_is() {
+        let millis = Duration::from_millis;
+        let lan = |pace| watch_each_other(pace, millis(1), Duration::ZERO, 0.0, 3600);
+        assert!((millis(200)..millis(400)).contains(&lan(millis(100))), "{:?}", lan(millis(100)));
+        assert!(lan(SECOND) < millis(1500), "{:?}", lan(SECOND));
+        let hard = |pace| watch_each_other(pace, millis(200), millis(100), 0.25, 36_000);
+        assert!(hard(millis(100)) < millis(2500), "{:?}", hard(millis(100)));
+        assert!(hard(SECOND) < millis(4000), "{:?}", hard(SECOND));
     }
 
     #[test]

@@ -183,6 +183,8 @@ pub struct Machine {
     pub(super) rng: Pcg32,
 }
 
+/// A peer that closes a link because it hears nothing was heard itself: the link is dead in one direction.
+const UNHEARD: &str = "the peer does not hear this node";
 /// How much a link's quality changes before that is news.
 const NEWS: f64 = 0.1;
 /// How many times less often a backup's link beats than the parent's: it is not leaned on yet, and each beat costs as
@@ -289,6 +291,9 @@ impl Machine {
             Input::Dialled { peer, conn } => self.dialled(now, peer, conn, effects),
             Input::DialFailed { peer, error } => self.dial_failed(now, peer, error, effects),
             Input::Accepted { peer, conn } => self.accepted(now, peer, conn, effects),
+            Input::Closed { conn, reason } if reason == CloseReason::Lost.label() => {
+                self.closed(now, conn, UNHEARD, effects);
+            }
             Input::Closed { conn, reason } => self.closed(now, conn, &reason, effects),
             Input::Frame { conn, frame } => self.frame(now, conn, frame, effects),
             Input::Beat { conn, beat } => self.beat(now, conn, beat, effects),
@@ -457,9 +462,6 @@ impl Machine {
             // The far side leans on a link that we do not: it is still told that we live.
             None => beat.probe.then_some(Beat { sequence: 0, echo: beat.sequence, probe: false, ..beat }),
         };
-        if link.detector.as_ref().is_some_and(Detector::is_unheard) {
-            return self.drop_conn(now, conn, CloseReason::Unheard, effects);
-        }
         let quality = link.detector.as_ref().and_then(Detector::quality);
         if let Some(news) = quality.filter(|now| link.told.is_none_or(|told| (told - now).abs() >= NEWS)) {
             link.told = Some(news);
@@ -544,19 +546,19 @@ impl Machine {
     }
 
     fn watch(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let (mut begun, mut silent) = (Vec::new(), Vec::new());
+        let (mut wondering, mut silent) = (Vec::new(), Vec::new());
         for (&peer, link) in &mut self.links {
             let Some(detector) = &mut link.detector else { continue };
             match detector.tick(now, self.lag) {
                 Some(Watch::Send(beat)) => {
                     effects.push(Effect::SendBeat { conn: link.conn, beat });
-                    begun.extend(detector.has_begun().then_some(peer));
+                    wondering.extend(detector.is_wondering().then_some(peer));
                 }
                 Some(Watch::Lost) => silent.push(peer),
                 None => {}
             }
         }
-        for peer in begun {
+        for peer in wondering {
             self.ask_another(now, peer, effects);
         }
         for peer in silent {

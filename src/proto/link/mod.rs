@@ -62,8 +62,6 @@ pub enum CloseReason {
     Silent,
     /// Heartbeats stopped.
     Lost,
-    /// The peer is heard, but asks again and again for answers that it was given.
-    Unheard,
     /// Nobody needs the link.
     Idle,
     /// The node stops.
@@ -79,13 +77,12 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::Superseded,
         Self::Duplicate,
         Self::Foreign,
         Self::Silent,
         Self::Lost,
-        Self::Unheard,
         Self::Idle,
         Self::Leaving,
         Self::Disconnected,
@@ -110,7 +107,6 @@ impl CloseReason {
             Self::Foreign => "foreign formation",
             Self::Silent => "no hello",
             Self::Lost => "heartbeats stopped",
-            Self::Unheard => "the peer does not hear this node",
             Self::Idle => "idle",
             Self::Leaving => "leaving",
             Self::Disconnected => "disconnected",

@@ -315,7 +315,7 @@ impl Machine {
             }
             RouterFrame::Along(packet) => self.along(now, from, packet, effects),
             RouterFrame::Receipt { number } if self.view.parent_id() == Some(from) => {
-                self.telemetry.receipt(now, number);
+                self.telemetry.flow.receipt(now, number);
                 self.pump(now, effects);
             }
             RouterFrame::Marks(marks) if self.view.parent_id() == Some(from) => {

@@ -16,6 +16,7 @@ use crate::proto::event::Event;
 use crate::proto::outbox::{Offer, WhenFull};
 use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
 use crate::proto::relay::Relay;
+use crate::proto::router::flow::Flow;
 use crate::proto::router::machine::{Effect, Machine, RequestId, Settings};
 use crate::proto::router::route::decide;
 use crate::proto::sample::{InvalidTelemetry, Sample, Telemetry};
@@ -87,10 +88,7 @@ pub(super) struct Telemetrist {
     progress_at: Time,
     /// The attachment that frames are numbered within.
     attachment: Option<(NodeId, u64)>,
-    number: u64,
-    receipted: u64,
-    /// When the last receipt came, or the first packet that waits for one went.
-    receipt_at: Time,
+    pub flow: Flow,
     encoder: Encoder,
     decoders: BTreeMap<NodeId, Decoder>,
     receipts: BTreeMap<NodeId, u64>,
@@ -111,9 +109,7 @@ impl Telemetrist {
             offered: durable.outbox.next_sequence() - 1,
             progress_at: now,
             attachment: None,
-            number: 0,
-            receipted: 0,
-            receipt_at: now,
+            flow: Flow::new(now),
             encoder: Encoder::new(now.as_micros() as u32),
             decoders: BTreeMap::new(),
             receipts: BTreeMap::new(),
@@ -126,23 +122,13 @@ impl Telemetrist {
 
     pub fn deadline(&self) -> Option<Time> {
         let progress = (self.cursor > 1).then_some(self.progress_at + PROGRESS);
-        let receipt = (self.number > self.receipted).then_some(self.receipt_at + Limits::RECEIPT);
-        let later = earliest(earliest(self.marks_at, progress), receipt);
+        let later = earliest(earliest(self.marks_at, progress), self.flow.lost_at());
         earliest(earliest(self.relay.deadline(), self.receipts_at), earliest(later, self.stray_at))
-    }
-
-    pub fn receipt(&mut self, now: Time, number: u64) {
-        self.receipt_at = now;
-        self.receipted = self.receipted.max(number.min(self.number));
     }
 
     pub fn begin_dictionary_anew(&mut self) {
         self.encoder.reset();
         self.relay.resend_all();
-    }
-
-    fn has_credit(&self) -> bool {
-        self.number - self.receipted < Limits::IN_FLIGHT
     }
 }
 
@@ -185,7 +171,7 @@ impl Machine {
         let attachment = self.view.parent.as_ref().map(|parent| (parent.id, parent.serial));
         if attachment != self.telemetry.attachment {
             self.telemetry.attachment = attachment;
-            (self.telemetry.number, self.telemetry.receipted) = (0, 0);
+            self.telemetry.flow = Flow::new(now);
             self.telemetry.encoder.reset();
             self.moved(now);
         } else if had_account != self.view.account {
@@ -270,13 +256,12 @@ impl Machine {
         };
         self.offer_own(now, account, effects);
         self.offer_strays(now, account, effects);
-        if let Some((parent, child_tenure, parent_tenure)) = self.way_up() {
-            while self.telemetry.has_credit() {
+        if let Some(way) = self.way_up() {
+            while self.telemetry.flow.room() > 0 {
                 let Some((number, unit)) = self.telemetry.relay.next_unsent(account) else { break };
                 let wire = self.telemetry.encoder.encode(number, &unit);
                 self.telemetry.counts.forwarded += unit.totals.samples;
-                let kind = PacketType::AggregatedTelemetry;
-                self.send_up(now, parent, child_tenure, parent_tenure, kind, Payload::Unit(wire), effects);
+                self.send_up(now, way, Payload::Unit(wire), unit.bytes(), effects);
             }
         }
     }
@@ -300,19 +285,23 @@ impl Machine {
         loop {
             let (cursor, me) = (self.telemetry.cursor, self.settings.me);
             let raw = !self.commits(account) && !self.folds();
-            if raw && (self.way_up().is_none() || !self.telemetry.has_credit()) {
+            let room = match raw {
+                true => self.telemetry.flow.room(),
+                false => Limits::OFFER_BYTES,
+            };
+            if room == 0 || (raw && self.way_up().is_none()) {
                 return;
             }
-            let offer = self.durable.outbox.offer(me, account, cursor, Limits::OFFER_SAMPLES);
+            let offer = self.durable.outbox.offer(me, account, cursor, room);
             let Some((offer, after)) = offer else { return };
             self.telemetry.cursor = after;
             self.telemetry.offered = self.telemetry.offered.max(after - 1);
             if self.commits(account) {
                 self.commit_offer(now, &offer, effects);
             } else if raw {
-                let Some((parent, child_tenure, parent_tenure)) = self.way_up() else { return };
-                let kind = PacketType::Telemetry;
-                self.send_up(now, parent, child_tenure, parent_tenure, kind, Payload::Samples(offer), effects);
+                let Some(way) = self.way_up() else { return };
+                let bytes = offer.samples.iter().map(|sample| sample.bytes()).sum();
+                self.send_up(now, way, Payload::Samples(offer), bytes, effects);
             } else {
                 self.telemetry.relay.fold_offer(now, self.view.level, &offer);
             }
@@ -330,7 +319,7 @@ impl Machine {
             return;
         };
         self.telemetry.stray_at = Some(now + STRAY);
-        let offer = self.durable.outbox.offer(self.settings.me, account, 1, Limits::OFFER_SAMPLES);
+        let offer = self.durable.outbox.offer(self.settings.me, account, 1, Limits::OFFER_BYTES);
         let Some((offer, _)) = offer else { return };
         if self.commits(account) {
             return self.commit_offer(now, &offer, effects);
@@ -366,20 +355,19 @@ impl Machine {
     fn send_up(
         &mut self,
         now: Time,
-        peer: NodeId,
-        child: Tenure,
-        parent: Tenure,
-        kind: PacketType,
+        (parent, mine, its): (NodeId, Tenure, Tenure),
         payload: Payload,
+        bytes: usize,
         effects: &mut Vec<Effect>,
     ) {
-        let packet = self.packet(Target::Node(peer), Direction::Upward, kind, payload, effects);
-        if self.telemetry.number == self.telemetry.receipted {
-            self.telemetry.receipt_at = now;
-        }
-        self.telemetry.number += 1;
-        let number = self.telemetry.number;
-        effects.push(Effect::Send { peer, frame: RouterFrame::Up { child, parent, number, packet } });
+        let kind = match payload {
+            Payload::Unit(_) => PacketType::AggregatedTelemetry,
+            _ => PacketType::Telemetry,
+        };
+        let packet = self.packet(Target::Node(parent), Direction::Upward, kind, payload, effects);
+        let number = self.telemetry.flow.send(now, bytes);
+        let frame = RouterFrame::Up { child: mine, parent: its, number, packet };
+        effects.push(Effect::Send { peer: parent, frame });
     }
 
     pub(super) fn received_up(
@@ -413,7 +401,7 @@ impl Machine {
             }
             _ => effects.push(Effect::Dropped("misplaced_payload")),
         }
-        if number.is_multiple_of(Limits::IN_FLIGHT / 2) {
+        if number.is_multiple_of(Limits::IN_FLIGHT as u64 / 2) {
             self.send_receipts(effects);
         }
     }
@@ -492,10 +480,9 @@ impl Machine {
 
     pub(super) fn tick_telemetry(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.telemetry.relay.close_due(now);
-        let unreceipted = self.telemetry.number > self.telemetry.receipted;
-        if unreceipted && now >= self.telemetry.receipt_at + Limits::RECEIPT {
-            // The parent lost what was under way, or its receipts: credit that never comes back would stop the flow.
-            self.telemetry.receipted = self.telemetry.number;
+        if self.telemetry.flow.lost_at().is_some_and(|at| now >= at) {
+            // Room that never comes back would stop the flow.
+            self.telemetry.flow.forget();
             self.moved(now);
         }
         if self.telemetry.receipts_at.is_some_and(|at| now >= at) {

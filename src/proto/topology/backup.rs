@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::id::NodeId;
+use crate::proto::topology::attempt::ATTEMPT;
 use crate::proto::topology::machine::{Effect, Machine};
-use crate::proto::topology::uplink::{ATTEMPT, LISTEN};
+use crate::proto::topology::uplink::LISTEN;
 use crate::proto::topology::{Frame, Parting, Path};
 use crate::time::Time;
 

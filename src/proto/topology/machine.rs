@@ -310,6 +310,7 @@ impl Machine {
         self.links.insert(peer, name);
         self.doubted.remove(&peer);
         self.uplink.forgive(&peer);
+        self.hedge(now, effects);
         self.ask_if_linked(now, effects);
         self.think_within(now, COALESCE);
     }

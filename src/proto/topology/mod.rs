@@ -4,6 +4,7 @@
 //! the other's current tenure. A parent accepts only a strictly lower effective level, so along every link the level
 //! rises, and there is no cycle at any instant, in any order of messages.
 
+mod attempt;
 mod backup;
 mod command;
 mod downlink;

@@ -9,6 +9,7 @@ use crate::level::Level;
 use crate::proto::beacon::Beacon;
 use crate::proto::event::Event;
 use crate::proto::selection::{Candidate, Chooser, Rank};
+use crate::proto::topology::attempt::Attempt;
 use crate::proto::topology::backup::Backup;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::{
@@ -24,25 +25,8 @@ const LISTEN_FOR_NEXT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a candidate that failed rests at most while there is no parent.
 const ALONE: Duration = Duration::from_secs(5);
-/// How long an attempt may take, the dial included.
-pub(super) const ATTEMPT: Duration = Duration::from_secs(3);
 /// How long the loss of a parent is a search for another, before nobody counts as found.
 const SEARCH: Duration = Duration::from_secs(3);
-/// How long a request may go without an answer before it is repeated.
-const ANSWER: Duration = Duration::from_millis(500);
-
-/// A parent that was asked and has not answered.
-#[derive(Clone, Debug)]
-pub(super) struct Attempt {
-    pub id: NodeId,
-    pub serial: u64,
-    pub cause: Cause,
-    pub detail: String,
-    pub until: Time,
-    /// When the request went out, or is to be repeated.
-    pub asked: Option<Time>,
-}
-
 /// A candidate that failed lately.
 #[derive(Clone, Copy, Debug)]
 struct Cooldown {
@@ -54,11 +38,11 @@ struct Cooldown {
 }
 
 #[derive(Clone, Debug)]
-struct Lost {
-    id: NodeId,
-    at: Time,
-    cause: Cause,
-    detail: String,
+pub(super) struct Lost {
+    pub id: NodeId,
+    pub at: Time,
+    pub cause: Cause,
+    pub detail: String,
 }
 
 #[derive(Clone, Debug)]
@@ -81,7 +65,7 @@ pub(super) struct Uplink {
     /// Since when this node is cut off from the best roots in sight.
     unrooted_since: Option<Time>,
     /// The parent that was lost, and why, until there is a new one.
-    lost: Option<Lost>,
+    pub lost: Option<Lost>,
     serial: u64,
 }
 
@@ -116,14 +100,14 @@ impl Uplink {
     }
 
     pub fn deadline(&self) -> Option<Time> {
-        let attempt = self.attempt.as_ref().map(|a| a.asked.map_or(a.until, |at| a.until.min(at + ANSWER)));
+        let attempt = self.attempt.as_ref().map(|attempt| attempt.deadline(self.parent.is_none()));
         let backup = self.backup.as_ref().filter(|b| !b.accepted).map(|b| b.until);
         crate::time::earliest(attempt, backup)
     }
 
     pub fn wanted(&self) -> impl Iterator<Item = NodeId> {
         let parent = self.parent.as_ref().map(|parent| parent.id);
-        let attempt = self.attempt.as_ref().map(|attempt| attempt.id);
+        let attempt = self.attempt.iter().flat_map(|attempt| attempt.others.iter().chain([&attempt.id])).copied();
         parent.into_iter().chain(attempt).chain(self.backup.as_ref().map(|backup| backup.id))
     }
 
@@ -233,7 +217,7 @@ impl Machine {
     }
 
     /// The request to a parent, or to a backup.
-    fn request(&self, serial: u64, backup: bool) -> Frame {
+    pub(super) fn request(&self, serial: u64, backup: bool) -> Frame {
         let applicant = Applicant {
             level: self.settings.level,
             effective_level: self.effective_level(),
@@ -363,61 +347,6 @@ impl Machine {
         true
     }
 
-    fn attempt(&mut self, now: Time, id: NodeId, cause: Cause, detail: String, effects: &mut Vec<Effect>) {
-        let serial = self.uplink.next_serial();
-        self.uplink.attempt = Some(Attempt { id, serial, cause, detail, until: now + ATTEMPT, asked: None });
-        self.touch();
-        self.ask_if_linked(now, effects);
-    }
-
-    /// Sends what a link was waited for: the request to a parent, and to a backup.
-    pub(super) fn ask_if_linked(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if let Some(attempt) = &mut self.uplink.attempt
-            && self.links.contains_key(&attempt.id)
-            && attempt.asked.is_none()
-        {
-            attempt.asked = Some(now);
-            let (id, serial) = (attempt.id, attempt.serial);
-            effects.push(Effect::Send(id, self.request(serial, false)));
-        }
-        if let Some(backup) = &mut self.uplink.backup {
-            let is_parent_to_be = self.uplink.attempt.as_ref().is_some_and(|attempt| attempt.id == backup.id);
-            if self.links.contains_key(&backup.id) && backup.asked.is_none() && !is_parent_to_be {
-                backup.asked = Some(now);
-                let (id, serial) = (backup.id, backup.serial);
-                effects.push(Effect::Send(id, self.request(serial, true)));
-            }
-        }
-    }
-
-    pub(super) fn attempt_timed_out(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if let Some(attempt) = &mut self.uplink.attempt {
-            if now >= attempt.until {
-                let id = attempt.id;
-                self.attempt_failed(now, id, Cause::Lost, "no answer", effects);
-            } else if attempt.asked.is_some_and(|at| now >= at + ANSWER) {
-                attempt.asked = None;
-                self.ask_if_linked(now, effects);
-            }
-        }
-        if self.uplink.backup.as_ref().is_some_and(|backup| !backup.accepted && now >= backup.until) {
-            self.drop_backup(now);
-        }
-    }
-
-    fn attempt_failed(&mut self, now: Time, id: NodeId, cause: Cause, why: &str, effects: &mut Vec<Effect>) {
-        let Some(attempt) = self.uplink.attempt.take_if(|attempt| attempt.id == id) else { return };
-        self.rest(now, id, cause == Cause::Refused);
-        if self.uplink.parent.is_none() {
-            self.uplink.reason = format!("{} did not take this node: {why}", id.short());
-            if self.uplink.lost.is_none() && cause == Cause::Refused {
-                self.uplink.lost = Some(Lost { id: attempt.id, at: now, cause, detail: why.to_owned() });
-            }
-        }
-        self.touch();
-        self.choose_parent(now, effects);
-    }
-
     pub(super) fn rest(&mut self, now: Time, id: NodeId, refused: bool) {
         let attempts = self.uplink.cooldowns.get(&id).map_or(0, |cooldown| cooldown.attempts);
         let until = now + self.settings.backoff.jittered(attempts, &mut self.rng);
@@ -434,6 +363,7 @@ impl Machine {
             self.drop_backup(now);
         }
         self.lateral_unreachable(now, peer);
+        self.forget_other(now, peer);
         self.attempt_failed(now, peer, Cause::Lost, reason, effects);
     }
 

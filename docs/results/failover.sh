@@ -1,0 +1,44 @@
+#!/bin/sh
+# Runs what docs/results/failover.md shows and puts the tables into it. Takes about half an hour on one core.
+set -eu
+cd "$(dirname "$0")/../.."
+tussock=target/release/tussock
+
+# One row: who watched whom, and how long after the fault it was detected, mended, and something acknowledged again.
+row='.data as $d
+    | def seconds: if . == null then "–" else (. * 100 | round / 100 | tostring) end;
+      def of(p): [p.p50_s, p.p99_s, p.max_s] | map(seconds) | join(" / ");
+    "| " + ([$d.name, ($d.nodes | tostring), ($d.failovers | length | tostring), ($d.false_failovers | tostring),
+    of($d.failover_percentiles.detected), of($d.failover_percentiles.attached), of($d.failover_percentiles.first_ack)]
+    | join(" | ")) + " |"'
+
+table() {
+    echo '| scenario | nodes | failovers | false | detected after | attached after | acknowledged after |'
+    echo '|---|---|---|---|---|---|---|'
+    for scenario in lan wan hard lan-idle wan-idle hard-idle; do
+        for nodes in 10 100 1000; do
+            $tussock sim scenarios/detection/$scenario.toml --nodes $nodes -o json | jq -r "$row"
+        done
+    done
+}
+
+quiet() {
+    echo '| scenario | nodes | mesh-days | false failovers |'
+    echo '|---|---|---|---|'
+    for scenario in quiet quiet-idle; do
+        for nodes in 100 1000; do
+            $tussock sim scenarios/detection/$scenario.toml --nodes $nodes -o json | jq -r '.data
+                | "| " + ([.name, .nodes, (.mesh_days * 10000 | round / 10000), .false_failovers] | map(tostring) | join(" | ")) + " |"'
+        done
+    done
+}
+
+report=docs/results/failover.md
+{
+    sed '/<!-- table -->/q' $report
+    table
+    sed -n '/<!-- end of table -->/,/<!-- quiet -->/p' $report
+    quiet
+    sed -n '/<!-- end of quiet -->/,$p' $report
+} > $report.new
+mv $report.new $report

@@ -1,0 +1,155 @@
+//! How much may be under way to the parent: as much as its receipts show that the link takes without a queue.
+//!
+//! What waits in a queue of the network delays everything behind it, heartbeats too. So the window grows with every
+//! receipt that comes about as soon as the soonest one did, and shrinks when they come later (as LEDBAT's does; RFC 6817).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::limits::Limits;
+use crate::time::Time;
+
+/// The window of a link that is not known yet, and the least one, in bytes.
+const FIRST: usize = 16 * 1024;
+const LEAST: usize = 4 * 1024;
+/// How much later than the soonest receipts may come.
+const QUEUE: Duration = Duration::from_millis(200);
+/// How many trips without a receipt mean that what was under way is lost.
+const PATIENCE: u32 = 4;
+
+/// Frames under way within one attachment.
+#[derive(Clone, Debug)]
+pub(super) struct Flow {
+    number: u64,
+    /// When each frame without a receipt was sent and how large it is, the oldest first.
+    sent: VecDeque<(Time, usize)>,
+    under_way: usize,
+    window: usize,
+    /// The soonest receipt, and the last.
+    least: Duration,
+    trip: Duration,
+    /// When the last receipt came, or the first frame that waits for one went.
+    heard_at: Time,
+    eased_at: Time,
+}
+
+impl Flow {
+    pub fn new(now: Time) -> Self {
+        Self {
+            number: 0,
+            sent: VecDeque::new(),
+            under_way: 0,
+            window: FIRST,
+            least: Duration::MAX,
+            trip: Duration::ZERO,
+            heard_at: now,
+            eased_at: now,
+        }
+    }
+
+    /// How many bytes may still go.
+    pub fn room(&self) -> usize {
+        if self.sent.len() < Limits::IN_FLIGHT { self.window.saturating_sub(self.under_way) } else { 0 }
+    }
+
+    /// Numbers a frame that goes.
+    pub fn send(&mut self, now: Time, bytes: usize) -> u64 {
+        if self.sent.is_empty() {
+            self.heard_at = now;
+        }
+        self.sent.push_back((now, bytes));
+        self.under_way += bytes;
+        self.number += 1;
+        self.number
+    }
+
+    /// Everything up to `number` has arrived.
+    pub fn receipt(&mut self, now: Time, number: u64) {
+        self.heard_at = now;
+        let first = self.number + 1 - self.sent.len() as u64;
+        let count = number.saturating_add(1).saturating_sub(first).min(self.sent.len() as u64) as usize;
+        let Some(&(sent, _)) = count.checked_sub(1).and_then(|last| self.sent.get(last)) else { return };
+        let bytes: usize = self.sent.drain(..count).map(|(_, bytes)| bytes).sum();
+        self.under_way -= bytes;
+        self.trip = now.since(sent);
+        self.least = self.least.min(self.trip);
+        if self.trip <= self.least + QUEUE {
+            self.window = (self.window + bytes).min(Limits::IN_FLIGHT * Limits::OFFER_BYTES);
+        } else if now >= self.eased_at + self.trip {
+            (self.window, self.eased_at) = ((self.window * 3 / 4).max(LEAST), now);
+        }
+    }
+
+    /// When what is under way counts as lost: the parent lost it, or its receipts.
+    pub fn lost_at(&self) -> Option<Time> {
+        (!self.sent.is_empty()).then(|| self.heard_at + Limits::RECEIPT.max(PATIENCE * self.trip))
+    }
+
+    pub fn forget(&mut self) {
+        self.sent.clear();
+        self.under_way = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Sends as much as may go, to a link that takes so many bytes in a millisecond and has such a round trip; returns the
+    /// rate and the longest that a frame waited.
+    fn run(bytes_per_ms: usize, round_trip: Duration) -> (usize, Duration) {
+        let (mut flow, mut now) = (Flow::new(Time::ZERO), Time::ZERO);
+        let (mut queue, mut arriving) = (VecDeque::new(), VecDeque::new());
+        let (mut sent, mut done, mut longest) = (0, 0, Duration::ZERO);
+        for _ in 0..30_000 {
+            now = now + MS;
+            while flow.room() > 0 {
+                let bytes = flow.room().min(Limits::OFFER_BYTES);
+                queue.push_back((flow.send(now, bytes), now, bytes));
+            }
+            sent += bytes_per_ms;
+            while queue.front().is_some_and(|(_, _, bytes)| done + bytes <= sent) {
+                let (number, at, bytes) = queue.pop_front().unwrap();
+                done += bytes;
+                longest = longest.max(now.since(at));
+                arriving.push_back((now + round_trip, number));
+            }
+            if queue.is_empty() {
+                sent = done;
+            }
+            while arriving.front().is_some_and(|(at, _)| now >= *at) {
+                flow.receipt(now, arriving.pop_front().unwrap().1);
+            }
+        }
+        (done / 30_000, longest)
+    }
+
+    #[test]
+    fn a_slow_link_is_filled_without_a_long_queue_and_a_fast_one_to_its_rate() {
+        // 256 kbit/s.
+        let (rate, longest) = run(32, 400 * MS);
+        assert!(rate >= 20, "{rate} bytes in a millisecond");
+        assert!(longest <= Duration::from_millis(1500), "{longest:?}");
+        // 800 Mbit/s.
+        let (rate, _) = run(100_000, 2 * MS);
+        assert!(rate >= 90_000, "{rate} bytes in a millisecond");
+    }
+
+    #[test]
+    fn what_gets_no_receipt_counts_as_lost() {
+        let mut flow = Flow::new(Time::ZERO);
+        assert_eq!(flow.lost_at(), None);
+        flow.send(Time::ZERO, FIRST);
+        assert_eq!(flow.room(), 0);
+        assert_eq!(flow.lost_at(), Some(Time::ZERO + Limits::RECEIPT));
+        flow.forget();
+        assert_eq!((flow.room(), flow.lost_at()), (FIRST, None));
+        // A receipt for what was forgotten, or was never sent, is none.
+        flow.receipt(Time::ZERO, 9);
+        assert_eq!(flow.send(Time::ZERO, 1), 2);
+        flow.receipt(Time::ZERO, u64::MAX);
+        assert_eq!(flow.lost_at(), None);
+    }
+}

@@ -1,0 +1,223 @@
+//! Fifty processes on fifty hosts: killed with -9, frozen, cut in two, all killed at once; and every sample accounted for.
+//!
+//! Needs to be root and iproute2. Without, it is skipped, unless `TUSSOCK_REQUIRE_NETNS=1` says that it must not be.
+
+mod net;
+// What it does not need the tests of a few processes do.
+#[allow(dead_code)]
+#[path = "../process/support.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use net::Net;
+use support::{Place, Running, name};
+
+const SQUADS: usize = 6;
+const HOSTS: usize = 50;
+/// Hosts on the side of the company: it, a platoon and every other of the rest.
+const HALF: usize = 26;
+
+struct Host {
+    name: String,
+    level: &'static str,
+    node: Option<Running>,
+}
+
+struct Fleet {
+    net: Net,
+    place: Place,
+    hosts: Vec<Host>,
+    peers: BTreeMap<usize, String>,
+}
+
+impl Fleet {
+    fn new(net: Net) -> Self {
+        // On the left the company and one half of each level, on the right the other.
+        let levels = [("platoon", 1), ("squad", SQUADS / 2), ("platform", HALF - 2 - SQUADS / 2)];
+        let right = [("platoon", 1), ("squad", SQUADS / 2), ("platform", HOSTS - HALF - 1 - SQUADS / 2)];
+        let mut hosts = vec![Host { name: "company-0".into(), level: "company", node: None }];
+        let mut counts = BTreeMap::new();
+        for (level, count) in levels.into_iter().chain(right) {
+            for _ in 0..count {
+                let n: &mut usize = counts.entry(level).or_default();
+                hosts.push(Host { name: format!("{level}-{n}"), level, node: None });
+                *n += 1;
+            }
+        }
+        assert_eq!(hosts.len(), HOSTS);
+        Self { net, place: Place::new(), hosts, peers: BTreeMap::new() }
+    }
+
+    /// Starts a process; it knows the company and the platoons.
+    fn start(&mut self, i: usize) {
+        let Host { name, level, .. } = &self.hosts[i];
+        let data_dir = self.place.path(name).to_str().unwrap().to_owned();
+        let listen = format!("{}:7000", net::address(i));
+        let mut arguments: Vec<&str> = vec!["run", "--name", name, "--level", level, "--data-dir", &data_dir];
+        arguments.extend(["--listen", &listen, "--telemetry-stdin", "--set", "telemetry.machine_health=false"]);
+        arguments.extend(["--set", "partition.timeout=5s", "--set", "telemetry.window=500ms"]);
+        for peer in self.peers.iter().filter(|(peer, _)| **peer != i).map(|(_, peer)| peer) {
+            arguments.extend(["--peer", peer]);
+        }
+        let run = self.place.tussock(&arguments);
+        let node = self.place.started(name, &data_dir, &mut self.net.on(i, &run));
+        if *level == "company" || *level == "platoon" {
+            self.peers.insert(i, node.peer());
+        }
+        self.hosts[i].node = Some(node);
+    }
+
+    fn start_all(&mut self) {
+        let mut order: Vec<_> = (0..HOSTS).collect();
+        order.sort_by_key(|&i| !matches!(self.hosts[i].level, "company" | "platoon"));
+        order.into_iter().for_each(|i| self.start(i));
+    }
+
+    fn node(&self, i: usize) -> &Running {
+        self.hosts[i].node.as_ref().unwrap()
+    }
+
+    fn status(&self, i: usize) -> Value {
+        self.place.json(&["status", "--data-dir", &self.node(i).data_dir]).1["data"].clone()
+    }
+
+    /// Every platform that runs publishes.
+    fn publish(&mut self) {
+        for host in self.hosts.iter_mut().filter(|host| host.level == "platform") {
+            if let Some(node) = &mut host.node {
+                node.say(r#"{"metrics":{"temperature":21.5,"load":0.25}}"#);
+            }
+        }
+    }
+
+    /// Everybody's parent by name, as a node sees those below it.
+    fn parents(&self, i: usize) -> BTreeMap<String, Option<String>> {
+        let (_, topology) = self.place.json(&["topology", "--data-dir", &self.node(i).data_dir]);
+        let nodes = topology["data"]["nodes"].as_array().unwrap().iter();
+        nodes.map(|node| (name(&node["node"]).unwrap().into(), name(&node["parent"]).map(str::to_owned))).collect()
+    }
+
+    /// Goes on publishing until it is so, and says how long it took.
+    fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) -> Duration {
+        let started = Instant::now();
+        while !so(self) {
+            assert!(started.elapsed() < Duration::from_secs(120), "never: {what}");
+            self.publish();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        println!("{what}: {:.1} s", started.elapsed().as_secs_f64());
+        started.elapsed()
+    }
+
+    fn until_all_are_below_the_company(&mut self, what: &str) -> Duration {
+        let running = self.hosts.iter().filter(|host| host.node.is_some()).count();
+        self.until(what, |fleet| fleet.parents(0).len() == running)
+    }
+
+    /// When a node last had a new parent.
+    fn moved_at(&self, i: usize) -> Timestamp {
+        let output = self.place.output(&["events", "--data-dir", &self.node(i).data_dir, "-o", "jsonl"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let moves = events.filter(|event| event["event"] == "peer_changed");
+        moves.filter_map(|event| event["at"].as_str()?.parse().ok()).max().expect("it has another parent")
+    }
+}
+
+#[test]
+fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
+    let net = match Net::new(HOSTS, HALF) {
+        Ok(net) => net,
+        Err(why) if std::env::var_os("TUSSOCK_REQUIRE_NETNS").is_some_and(|value| value == "1") => {
+            panic!("network namespaces are required: {why}")
+        }
+        Err(why) => return eprintln!("skipped, for there are no network namespaces here: {why}"),
+    };
+    let mut fleet = Fleet::new(net);
+    fleet.start_all();
+    fleet.until_all_are_below_the_company("the tree stands");
+
+    // The squad with the most children is killed.
+    let parents = fleet.parents(0);
+    let children = |of: &str| {
+        let below = parents.iter().filter(|(_, parent)| parent.as_deref() == Some(of));
+        below.map(|(child, _)| child.clone()).collect::<Vec<_>>()
+    };
+    let index = |fleet: &Fleet, name: &str| fleet.hosts.iter().position(|host| host.name == name).unwrap();
+    let victim = (0..SQUADS).map(|n| format!("squad-{n}")).max_by_key(|squad| children(squad).len()).unwrap();
+    let orphans: Vec<_> = children(&victim).iter().map(|name| index(&fleet, name)).collect();
+    assert!(orphans.len() >= 5, "{parents:?}");
+    let dead = index(&fleet, &victim);
+    fleet.publish();
+    let killed = Timestamp::now();
+    fleet.hosts[dead].node.take().unwrap().kill();
+    fleet.until("every orphan has another parent", |fleet| {
+        orphans.iter().all(|&i| name(&fleet.status(i)["parent"]).is_some_and(|parent| parent != victim))
+    });
+    let took = |i: &usize| fleet.moved_at(*i).duration_since(killed).as_secs_f64();
+    let mut took: Vec<_> = orphans.iter().map(took).collect();
+    took.sort_by(f64::total_cmp);
+    println!("{} orphans: half after {:.2} s, all after {:.2} s", took.len(), took[took.len() / 2], took[took.len() - 1]);
+    assert!(took[took.len() - 1] <= 10.0, "{took:?}");
+    fleet.start(dead);
+    fleet.until_all_are_below_the_company("the squad is back");
+
+    // Another is frozen for a while.
+    let frozen = (0..HOSTS).find(|&i| fleet.hosts[i].level == "squad" && i != dead).unwrap();
+    fleet.node(frozen).send("-STOP");
+    let since = Instant::now();
+    fleet.until("it was frozen", |_| since.elapsed() >= Duration::from_secs(5));
+    fleet.node(frozen).send("-CONT");
+    fleet.until_all_are_below_the_company("the frozen squad is back");
+
+    // The link between the halves is cut: each goes on by itself.
+    fleet.net.cut();
+    let deputy = (HALF..HOSTS).find(|&i| fleet.hosts[i].level == "platoon").unwrap();
+    fleet.until("the right side leads itself", |fleet| {
+        fleet.status(deputy)["partition"] != Value::Null && fleet.parents(deputy).len() == HOSTS - HALF
+    });
+    fleet.until("the left side is by itself", |fleet| fleet.parents(0).len() == HALF);
+    for (leader, size) in [(0, HALF), (deputy, HOSTS - HALF)] {
+        let data_dir = &fleet.node(leader).data_dir;
+        let (_, answered) = fleet.place.json(&["command", "everyone", "hold", "--data-dir", data_dir]);
+        assert_eq!(answered["data"]["acknowledged"], size, "{answered:#}");
+    }
+    fleet.net.heal();
+    let healed = fleet.until_all_are_below_the_company("one tree again");
+    assert!(healed <= Duration::from_secs(30), "{healed:?}");
+
+    // Everybody is killed in the middle of it.
+    fleet.publish();
+    for host in &mut fleet.hosts {
+        host.node.take().unwrap().kill();
+    }
+    fleet.start_all();
+    fleet.until_all_are_below_the_company("all are back after all were killed");
+
+    // What was acknowledged to each is what the company counts of it.
+    let settled = |fleet: &Fleet| {
+        let counted = fleet.status(0)["telemetry"].clone();
+        let of = |i: usize| counted["counted_by_origin"][&fleet.node(i).id].as_u64().unwrap_or(0);
+        let acknowledged = |i: usize| fleet.status(i)["telemetry"]["acknowledged"].as_u64().unwrap();
+        let all = (0..HOSTS).map(|i| (acknowledged(i), of(i))).collect::<Vec<_>>();
+        (all, counted["counted"].as_u64().unwrap())
+    };
+    let started = Instant::now();
+    let (acknowledged, counted) = loop {
+        let (all, counted) = settled(&fleet);
+        assert!(all.iter().all(|(acknowledged, counted)| counted <= acknowledged), "counted twice: {all:?}");
+        if all.iter().all(|(acknowledged, counted)| counted == acknowledged) {
+            break (all.iter().map(|(acknowledged, _)| acknowledged).sum::<u64>(), counted);
+        }
+        assert!(started.elapsed() < Duration::from_secs(120), "never counted: {all:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    println!("{acknowledged} samples acknowledged, {counted} counted");
+    assert_eq!(acknowledged, counted);
+    assert!(acknowledged > 1_000, "{acknowledged}");
+}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs what docs/results/failover.md shows and puts the tables into it. Takes about half an hour on one core.
+# Runs what docs/results/failover.md shows and puts the tables into it. Takes some twenty minutes.
 set -eu
 cd "$(dirname "$0")/../.."
 tussock=target/release/tussock

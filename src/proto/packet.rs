@@ -72,6 +72,14 @@ pub struct Command {
     pub remaining_ms: u32,
 }
 
+impl Command {
+    /// Puts it under the present term if its leader issued it under an earlier one; says whether it did.
+    pub fn stamp(&mut self, present: Fence) -> bool {
+        let earlier = self.fence.as_mut().filter(|fence| fence.leader == present.leader && **fence < present);
+        earlier.map(|fence| *fence = present).is_some()
+    }
+}
+
 /// What a target says to a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,41 +1,64 @@
-//! Hosts that are network namespaces, on two bridges with one link between them.
+//! Hosts that are network namespaces, behind two routers with one link between them.
+//!
+//! They are routed and not bridged, for the kernel keeps one table of neighbours for all namespaces: fifty hosts that each
+//! know forty by their hardware's address are more than it holds.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 const PREFIX: &str = "tussock";
+/// The second bytes of the addresses on either side.
+const SIDES: [u8; 2] = [77, 78];
 
 /// Removed with everything in it at the end; what an interrupted run left behind, by the next one.
 pub struct Net {
     name: String,
     hosts: usize,
+    half: usize,
 }
 
 impl Net {
     /// Hosts `0..half` on one side, the others on the other; why not, if this may not be done here.
     pub fn new(hosts: usize, half: usize) -> Result<Self, String> {
         remove_leftovers();
-        let net = Self { name: format!("{PREFIX}-{}", std::process::id()), hosts: 0 };
-        let switch = net.switch();
-        ip(&[], &format!("netns add {switch}\n"))?;
-        let net = Self { hosts, ..net };
+        let net = Self { name: format!("{PREFIX}-{}", std::process::id()), hosts, half };
+        let [left, right] = net.routers();
+        ip(&[], &format!("netns add {left}\nnetns add {right}\n"))?;
+        ip(&["-n", &left], &format!("link add joint type veth peer name joint netns {right}\n"))?;
+        for (side, router) in [&left, &right].into_iter().enumerate() {
+            ip(&["-n", router], &format!("address add 169.254.2.{}/30 dev joint\nlink set joint up\n", side + 1))?;
+            let forward = ["netns", "exec", router, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"];
+            let status = Command::new("ip").args(forward).status().map_err(|error| error.to_string())?;
+            status.success().then_some(()).ok_or("a namespace cannot be made a router")?;
+        }
         let spaces: String = (0..hosts).map(|i| format!("netns add {}\n", net.space(i))).collect();
         ip(&[], &spaces)?;
-        let mut lines = String::from(
-            "link add left type bridge\nlink add right type bridge\nlink set left up\nlink set right up\n\
-             link add joint type veth peer name tnioj\nlink set joint master left up\nlink set tnioj master right up\n",
-        );
-        for i in 0..hosts {
-            let (space, side) = (net.space(i), if i < half { "left" } else { "right" });
-            lines += &format!("link add h{i} type veth peer name eth0 netns {space}\nlink set h{i} master {side} up\n");
+        for (side, router) in [&left, &right].into_iter().enumerate() {
+            let mut lines = String::new();
+            for i in (0..hosts).filter(|i| (*i >= half) == (side == 1)) {
+                let (space, address) = (net.space(i), net.address(i));
+                lines += &format!(
+                    "link add h{i} type veth peer name eth0 netns {space}\nlink set h{i} up\n\
+                     address add 169.254.1.1/32 dev h{i}\nroute add {address}/32 dev h{i}\n"
+                );
+            }
+            ip(&["-n", router], &lines)?;
         }
-        ip(&["-n", &switch], &lines)?;
         for i in 0..hosts {
-            let lines = format!("address add {}/16 dev eth0\nlink set lo up\nlink set eth0 up\n", address(i));
+            let lines = format!(
+                "address add {}/32 dev eth0\nlink set lo up\nlink set eth0 up\n\
+                 route add 169.254.1.1 dev eth0 scope link\nroute add default via 169.254.1.1 dev eth0\n",
+                net.address(i)
+            );
             ip(&["-n", &net.space(i)], &lines)?;
         }
+        net.heal();
         Ok(net)
+    }
+
+    pub fn address(&self, host: usize) -> String {
+        format!("10.{}.0.{}", SIDES[usize::from(host >= self.half)], host + 1)
     }
 
     /// A command that runs another on a host, and ends it when this process ends.
@@ -52,33 +75,33 @@ impl Net {
         command
     }
 
-    /// Cuts the link between both sides.
+    /// From now on nothing passes from one side to the other, and nobody is told.
     pub fn cut(&self) {
-        ip(&["-n", &self.switch()], "link set joint down\n").unwrap();
+        let [left, right] = self.routers();
+        ip(&["-n", &left], &format!("route replace blackhole 10.{}.0.0/16\n", SIDES[1])).unwrap();
+        ip(&["-n", &right], &format!("route replace blackhole 10.{}.0.0/16\n", SIDES[0])).unwrap();
     }
 
     pub fn heal(&self) {
-        ip(&["-n", &self.switch()], "link set joint up\n").unwrap();
+        let [left, right] = self.routers();
+        ip(&["-n", &left], &format!("route replace 10.{}.0.0/16 via 169.254.2.2\n", SIDES[1])).unwrap();
+        ip(&["-n", &right], &format!("route replace 10.{}.0.0/16 via 169.254.2.1\n", SIDES[0])).unwrap();
     }
 
     fn space(&self, host: usize) -> String {
         format!("{}-{host}", self.name)
     }
 
-    fn switch(&self) -> String {
-        format!("{}-switch", self.name)
+    fn routers(&self) -> [String; 2] {
+        [format!("{}-left", self.name), format!("{}-right", self.name)]
     }
 }
 
 impl Drop for Net {
     fn drop(&mut self) {
-        let all = (0..self.hosts).map(|i| self.space(i)).chain([self.switch()]);
+        let all = (0..self.hosts).map(|i| self.space(i)).chain(self.routers());
         remove(all.collect());
     }
-}
-
-pub fn address(host: usize) -> String {
-    format!("10.77.{}.{}", host / 250, host % 250 + 1)
 }
 
 fn remove_leftovers() {

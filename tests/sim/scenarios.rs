@@ -66,7 +66,7 @@ fn full_disks_refuse_and_lose_nothing() {
 fn faults_of_every_kind_are_survived() {
     for seed in seeds() {
         let report = held("faults.toml", seed);
-        assert_eq!(report.faults.len(), 8, "seed {seed}: {:?}", report.unresolved_faults);
+        assert_eq!(report.faults.len(), 10, "seed {seed}: {:?}", report.unresolved_faults);
         assert!(!report.failovers.is_empty());
     }
 }

@@ -153,11 +153,15 @@ impl Machine {
     pub(super) fn route_command(
         &mut self,
         now: Time,
-        packet: DataPacket,
+        mut packet: DataPacket,
         from: Option<NodeId>,
         effects: &mut Vec<Effect>,
     ) {
-        let Payload::Command(command) = &packet.payload else { return };
+        let Payload::Command(command) = &mut packet.payload else { return };
+        // It may have been under way when its leader's new term came by.
+        if let Some(fence) = self.view.fence {
+            command.stamp(fence);
+        }
         if self.commands.held.contains(&command.id) {
             self.commands.duplicates += 1;
             return effects.push(Effect::Dropped("duplicate_command"));
@@ -294,6 +298,9 @@ impl Machine {
         match self.term_of(&command) {
             Term::Present => {}
             Term::Over => {
+                if let Some(held) = self.commands.held.get_mut(&command.id) {
+                    held.fenced = true;
+                }
                 let text = "issued under a term that is over".to_owned();
                 let response = Response::Answer { verdict: Verdict::Fenced, text };
                 return self.respond(now, command.id, response, effects);

@@ -27,6 +27,8 @@ pub struct Held {
     pub sent: BTreeSet<NodeId>,
     /// It is for this node too, which waits until the command's term is known.
     pub undecided: bool,
+    /// This node was a target and has refused it, for its term is over.
+    pub fenced: bool,
 }
 
 impl Held {
@@ -72,7 +74,8 @@ impl Store {
         }
         self.bytes += bytes;
         let (packet, sent) = (packet.clone(), BTreeSet::new());
-        self.held.insert(command.id, Held { packet, at: now, expires, bytes, from, sent, undecided: false });
+        self.held
+            .insert(command.id, Held { packet, at: now, expires, bytes, from, sent, undecided: false, fenced: false });
         evicted
     }
 
@@ -115,10 +118,9 @@ impl Store {
     /// Puts what its leader has issued under earlier terms under the present one.
     pub fn stamp(&mut self, present: Fence) {
         for held in self.held.values_mut() {
-            if let Payload::Command(Command { fence: Some(fence), .. }) = &mut held.packet.payload
-                && fence.leader == present.leader
-            {
-                *fence = present.max(*fence);
+            if let Payload::Command(command) = &mut held.packet.payload {
+                // Its leader goes on after all.
+                held.undecided |= command.stamp(present) && std::mem::take(&mut held.fenced);
             }
         }
     }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs what docs/results/failover.md shows and puts the tables into it. Takes some twenty minutes.
+# Runs what docs/results/failover.md shows and puts the tables into it. Takes some ten minutes.
 set -eu
 cd "$(dirname "$0")/../.."
 tussock=target/release/tussock
@@ -17,6 +17,8 @@ table() {
     echo '|---|---|---|---|---|---|---|'
     for scenario in lan wan hard lan-idle wan-idle hard-idle; do
         for nodes in 10 100 1000; do
+            # A thousand nodes over HARD's links take longer than a quarter of an hour.
+            case $scenario-$nodes in hard*-1000) continue ;; esac
             $tussock sim scenarios/detection/$scenario.toml --nodes $nodes -o json | jq -r "$row"
         done
     done
@@ -26,10 +28,8 @@ quiet() {
     echo '| scenario | nodes | mesh-days | false failovers |'
     echo '|---|---|---|---|'
     for scenario in quiet quiet-idle; do
-        for nodes in 100 1000; do
-            $tussock sim scenarios/detection/$scenario.toml --nodes $nodes -o json | jq -r '.data
-                | "| " + ([.name, .nodes, (.mesh_days * 10000 | round / 10000), .false_failovers] | map(tostring) | join(" | ")) + " |"'
-        done
+        $tussock sim scenarios/detection/$scenario.toml -o json | jq -r '.data
+            | "| " + ([.name, .nodes, (.mesh_days * 10000 | round / 10000), .false_failovers] | map(tostring) | join(" | ")) + " |"'
     done
 }
 

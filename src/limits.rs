@@ -24,6 +24,8 @@ impl Limits {
     pub const NEIGHBOURS: usize = 20_000;
     /// Beacons kept for the next start: enough contacts to find the others again.
     pub const KEPT_BEACONS: usize = 1_024;
+    /// How long a node without a parent waits at most before it turns again to whoever failed it.
+    pub const ORPHAN_WAITS: Duration = Duration::from_secs(5);
     /// Dials under way: more only delay each other, and a list of dead peers must not use every socket.
     pub const DIALS: usize = 8;
     /// Connections open at once, greeted or not: some 250 KiB each.
@@ -96,7 +98,7 @@ impl Limits {
     /// Samples in one offer, and their bytes, so that it stays below a frame.
     pub const OFFER_BYTES: usize = 96 * 1024;
     pub const OFFER_SAMPLES: usize = 64;
-    /// How long a node without credit waits for a receipt before it takes what it sent for lost.
+    /// How long a node waits for a receipt at least before it takes what it sent for lost.
     pub const RECEIPT: Duration = Duration::from_secs(5);
     /// Upward packets without a receipt, after which a node waits.
     pub const IN_FLIGHT: usize = 64;

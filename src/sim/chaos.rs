@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::config::Span;
 use crate::proto::geo::GeoPoint;
-use crate::sim::scenario::{Actor, CommandPlan, Fault, FaultKind, Jump, LinkProperties, Targets, Whither};
+use crate::sim::scenario::{Actor, CommandPlan, Destination, Fault, FaultKind, Jump, LinkProperties, Targets};
 use crate::sim::target::TargetSpec;
 
 /// What is drawn.
@@ -33,8 +33,8 @@ fn default_commands() -> Span {
     Span::secs(60)
 }
 
-/// The longest jump of a clock, as a power of ten seconds: three days.
-const DAYS: f64 = 5.4;
+/// The longest jump of a clock in seconds, by its logarithm to ten: three days.
+const LONGEST_JUMP_LOG10: f64 = 5.4;
 /// The most parts that a mesh is torn into.
 const PARTS: usize = 8;
 
@@ -113,7 +113,7 @@ fn fault(span: Duration, names: &[String], places: &[GeoPoint], rng: &mut Pcg32)
             Fault { between: Some(between.into_iter().map(named).collect()), ..blank(FaultKind::Partition, long) }
         }
         12..14 => {
-            let (from, to) = (Some(half(names, rng)), Some(Whither::Targets(half(names, rng))));
+            let (from, to) = (Some(half(names, rng)), Some(Destination::Targets(half(names, rng))));
             Fault { from, to, ..blank(FaultKind::OneWay, middling) }
         }
         14..16 => {
@@ -130,21 +130,21 @@ fn fault(span: Duration, names: &[String], places: &[GeoPoint], rng: &mut Pcg32)
             let properties = Some(properties);
             Fault {
                 from: Some(all()),
-                to: Some(Whither::Targets(all())),
+                to: Some(Destination::Targets(all())),
                 properties,
                 ..blank(FaultKind::Link, middling)
             }
         }
         16 => Fault { target: Some(some(names, rng)), ..blank(FaultKind::DiskFull, middling) },
+        17 => Fault { per_minute: Some(rng.random_range(1.0..20.0)), ..blank(FaultKind::Churn, long) },
         20 => {
-            let by = Duration::from_secs_f64(10f64.powf(rng.random_range(0.0..DAYS)));
+            let by = Duration::from_secs_f64(10f64.powf(rng.random_range(0.0..LONGEST_JUMP_LOG10)));
             Fault { by: Some(Jump(by)), target: Some(some(names, rng)), ..blank(FaultKind::ClockJump, None) }
         }
         21 if !places.is_empty() => {
-            let to = Some(Whither::Place(places[rng.random_range(0..places.len())]));
+            let to = Some(Destination::Place(places[rng.random_range(0..places.len())]));
             Fault { to, target: Some(some(names, rng)), ..blank(FaultKind::Move, long) }
         }
-        17 => Fault { per_minute: Some(rng.random_range(1.0..20.0)), ..blank(FaultKind::Churn, long) },
         _ => {
             let actors = [Actor::Transport, Actor::Beacon, Actor::Topology, Actor::Router];
             let actor = Some(actors[rng.random_range(0..actors.len())]);

@@ -10,7 +10,7 @@ use crate::proto::beacon::SelfPatch;
 use crate::proto::node::{Input, Part};
 use crate::proto::{beacon, link, topology};
 use crate::sim::network::{Members, Obstacle};
-use crate::sim::scenario::{Actor, Fault, FaultKind, Jump, Targets, Text, Whither};
+use crate::sim::scenario::{Actor, Destination, Fault, FaultKind, Jump, Targets, Text};
 use crate::sim::world::{Happening, World};
 
 /// How long a restart keeps a node down.
@@ -31,7 +31,7 @@ impl World {
         let mut problems = Vec::new();
         for (i, fault) in self.scenario.faults.iter().enumerate() {
             let far = match &fault.to {
-                Some(Whither::Targets(targets)) => Some(targets),
+                Some(Destination::Targets(targets)) => Some(targets),
                 _ => None,
             };
             let groups = [fault.target.as_ref(), fault.from.as_ref(), far].into_iter().flatten();
@@ -212,8 +212,8 @@ impl World {
         self.rearm(i);
     }
 
-    fn moves(&mut self, i: usize, index: usize, to: Option<&Whither>) {
-        if let Some(Whither::Place(place)) = to {
+    fn moves(&mut self, i: usize, index: usize, to: Option<&Destination>) {
+        if let Some(Destination::Place(place)) = to {
             self.nodes[i].moved.push((index, *place));
             self.show_place(i);
         }
@@ -244,7 +244,7 @@ impl World {
                 self.recorder.partitions.begin(self.now, index, parts, &self.nodes);
                 Obstacle::Partition(groups)
             }
-            (None, Some(from), Some(Whither::Targets(to))) => {
+            (None, Some(from), Some(Destination::Targets(to))) => {
                 let (from, to) = (self.members(from), self.members(to));
                 match fault.properties {
                     Some(properties) => Obstacle::Link(from, to, properties),

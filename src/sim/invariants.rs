@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::sim::world::SimNode;
+use crate::sim::node::SimNode;
 use crate::time::Time;
 
 /// A broken invariant.

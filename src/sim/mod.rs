@@ -9,6 +9,7 @@ mod faults;
 mod generate;
 mod invariants;
 mod network;
+mod node;
 mod partitions;
 mod recorder;
 mod report;

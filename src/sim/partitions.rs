@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::id::NodeName;
 use crate::proto::event::Event;
 use crate::sim::invariants::link_up;
-use crate::sim::world::SimNode;
+use crate::sim::node::SimNode;
 use crate::time::Time;
 
 /// One part of one partition. Times are seconds: the first two since the cut, the last two since its end.

@@ -12,9 +12,9 @@ use crate::proto::packet::{Payload, RouterFrame};
 use crate::proto::topology::{Cause, Parting, Standing};
 use crate::sim::faults::ActiveFaults;
 use crate::sim::network::Network;
+use crate::sim::node::SimNode;
 use crate::sim::partitions::Partitions;
 use crate::sim::report::{Failover, FaultRecord, Formation, Traffic};
-use crate::sim::world::SimNode;
 use crate::time::Time;
 
 /// How long a formation must stand to count as converged.

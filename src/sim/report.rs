@@ -8,9 +8,10 @@ use serde::Serialize;
 use crate::id::NodeName;
 use crate::proto::election::Role;
 use crate::sim::invariants::Violation;
+use crate::sim::node::SimNode;
 use crate::sim::partitions::PartitionReport;
 use crate::sim::roots::RootReport;
-use crate::sim::world::{SimNode, World};
+use crate::sim::world::World;
 
 /// What a run amounts to (`tussock.sim/v1`).
 #[derive(Clone, Debug, Serialize)]

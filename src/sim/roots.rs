@@ -9,7 +9,8 @@ use crate::proto::aggregate::{Stats, Totals};
 use crate::proto::geo::GeoPoint;
 use crate::proto::summary::Summary;
 use crate::sim::invariants::link_up;
-use crate::sim::world::{SimNode, World};
+use crate::sim::node::SimNode;
+use crate::sim::world::World;
 
 /// One root at the end of a run.
 #[derive(Clone, Debug, Serialize)]

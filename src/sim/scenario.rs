@@ -198,7 +198,7 @@ pub struct Fault {
     pub lasts: Option<Span>,
     pub between: Option<Vec<Targets>>,
     pub from: Option<Targets>,
-    pub to: Option<Whither>,
+    pub to: Option<Destination>,
     pub properties: Option<LinkProperties>,
     pub actor: Option<Actor>,
     pub per_minute: Option<f64>,
@@ -208,12 +208,12 @@ pub struct Fault {
 /// The far side of a link, or where a node moves.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "toml::Value")]
-pub enum Whither {
+pub enum Destination {
     Targets(Targets),
     Place(GeoPoint),
 }
 
-impl TryFrom<toml::Value> for Whither {
+impl TryFrom<toml::Value> for Destination {
     type Error = String;
 
     fn try_from(value: toml::Value) -> Result<Self, String> {
@@ -450,7 +450,7 @@ impl Fault {
                 Err(("only a partition has between", "remove it"))
             }
             () if matches!(self.kind, FaultKind::OneWay | FaultKind::Link)
-                && (self.from.is_none() || !matches!(self.to, Some(Whither::Targets(_)))) =>
+                && (self.from.is_none() || !matches!(self.to, Some(Destination::Targets(_)))) =>
             {
                 Err(("this fault needs from and to", "add from = \"…\" and to = \"…\""))
             }
@@ -466,7 +466,7 @@ impl Fault {
             () if self.kind == FaultKind::ClockJump && self.by.is_none() => {
                 Err(("a clock_jump needs by", "add by = \"2h\""))
             }
-            () if self.kind == FaultKind::Move && !matches!(self.to, Some(Whither::Place(_))) => {
+            () if self.kind == FaultKind::Move && !matches!(self.to, Some(Destination::Place(_))) => {
                 Err(("a move needs a place to go to", "add to = [37.77, -122.42]"))
             }
             () => Ok(()),

@@ -7,7 +7,8 @@ use crate::config::Strategy;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::sim::invariants::link_up;
-use crate::sim::world::{SimNode, World};
+use crate::sim::node::SimNode;
+use crate::sim::world::World;
 use crate::time::Time;
 
 /// How long after the last fault the tree may take to stand.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::config::nearest;
 use crate::proto::election::Role;
-use crate::sim::world::SimNode;
+use crate::sim::node::SimNode;
 
 /// A target as a scenario writes it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

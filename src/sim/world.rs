@@ -9,24 +9,22 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 
-use crate::config::{Config, Identity, Problems};
-use crate::id::{NodeId, NodeName};
-use crate::level::Level;
+use crate::config::{Identity, Problems};
+use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::proto::beacon::{self, Beacon, Scope};
 use crate::proto::durable::Durable;
-use crate::proto::geo::GeoPoint;
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::{Input, Node, Output};
 use crate::proto::router;
-use crate::proto::sample::{Condition, Telemetry};
-use crate::proto::topology::{Fence, Tenure, View};
-use crate::sim::disk::Unsynced;
-use crate::sim::generate::{Blueprint, blueprints};
+use crate::proto::sample::Telemetry;
+use crate::proto::topology::Tenure;
+use crate::sim::generate::blueprints;
 use crate::sim::invariants::Invariants;
 use crate::sim::network::Network;
+use crate::sim::node::{SimNode, sim_node};
 use crate::sim::recorder::Recorder;
 use crate::sim::report::Report;
 use crate::sim::scenario::{Scenario, Text};
@@ -36,72 +34,6 @@ use crate::time::Time;
 
 /// Changes a node's outputs before they take effect: how tests see that an invariant would notice.
 pub type Doctor = Box<dyn FnMut(Time, usize, &mut Vec<Output>)>;
-
-/// A simulated node: its disk always, its machines while it is up.
-pub struct SimNode {
-    pub id: NodeId,
-    pub name: NodeName,
-    pub level: Level,
-    pub config: Config,
-    pub node: Option<Node>,
-    /// What is on its disk, and what is on the way there.
-    pub disk: Durable,
-    pub(super) unsynced: Unsynced,
-    pub keeps_disk: bool,
-    /// What it says of itself in its telemetry.
-    pub condition: Condition,
-    pub incarnation: u64,
-    pub started: Time,
-    /// How fast its clock runs, and how far ahead of the others' jumps have brought it since the start.
-    rate: f64,
-    pub(super) jumped: Duration,
-    /// Where it belongs, and where faults have moved it, the latest last.
-    pub(super) home: Option<GeoPoint>,
-    pub(super) moved: Vec<(usize, GeoPoint)>,
-    /// Faults that hold it down, or frozen.
-    pub down: u32,
-    pub paused: u32,
-    /// When it last became unusable, for failovers.
-    pub unusable_at: Option<Time>,
-    pub last_tenure: Tenure,
-    /// The highest term it knew in this run, or that its disk kept of the one before.
-    pub last_fence: Option<Fence>,
-    pub deferred: Vec<Happening>,
-    shown: Option<Arc<View>>,
-    tick_at: Option<Time>,
-    indices: Rc<BTreeMap<NodeId, usize>>,
-    bootstrap: Vec<NodeId>,
-    pub(super) overlay: usize,
-    pub(super) listening: BTreeSet<Scope>,
-    pub(super) requests: u64,
-}
-
-impl SimNode {
-    pub fn is_up(&self) -> bool {
-        self.node.is_some()
-    }
-
-    /// The view it last published, while it is up.
-    pub fn view(&self) -> Option<&Arc<View>> {
-        self.shown.as_ref()
-    }
-
-    pub fn index_of(&self, id: NodeId) -> Option<usize> {
-        self.indices.get(&id).copied()
-    }
-
-    /// What its own clock shows.
-    pub(super) fn local(&self, now: Time) -> Time {
-        Time::ZERO + self.jumped + at_rate(now.since(self.started), self.rate)
-    }
-
-    /// When its clock will show so much.
-    fn instant(&self, local: Time) -> Time {
-        // Not a moment too early: what is due must be due when the clock is read.
-        let instant = self.started + at_rate(local.since(Time::ZERO + self.jumped), 1.0 / self.rate);
-        if self.local(instant) < local { instant + Duration::from_micros(1) } else { instant }
-    }
-}
 
 /// Something that happens at an instant.
 #[derive(Clone, Debug)]
@@ -565,52 +497,6 @@ impl World {
         if self.over && self.recorder.settled_since.is_none() && self.is_settled() {
             self.recorder.settled_since = Some(self.now);
         }
-    }
-}
-
-/// Exact for a clock that runs as it should.
-fn at_rate(span: Duration, rate: f64) -> Duration {
-    if rate == 1.0 { span } else { span.mul_f64(rate) }
-}
-
-fn sim_node(
-    plan: Blueprint,
-    drift: f64,
-    overlay: usize,
-    bootstrap: Vec<NodeId>,
-    indices: Rc<BTreeMap<NodeId, usize>>,
-    rng: &mut Pcg32,
-) -> SimNode {
-    let account = plan.config.is_sink().then(|| AccountId(rng.random()));
-    SimNode {
-        id: plan.id,
-        level: plan.config.level(),
-        home: plan.config.node.position,
-        moved: Vec::new(),
-        rate: if drift > 0.0 { 1.0 + rng.random_range(-drift..drift) } else { 1.0 },
-        jumped: Duration::ZERO,
-        disk: Durable::new(rng.random(), account),
-        name: plan.name,
-        config: plan.config,
-        node: None,
-        unsynced: Unsynced::default(),
-        keeps_disk: plan.disk,
-        condition: plan.condition,
-        incarnation: 0,
-        started: Time::ZERO,
-        down: 0,
-        paused: 0,
-        unusable_at: None,
-        last_tenure: Tenure::default(),
-        last_fence: None,
-        deferred: Vec::new(),
-        shown: None,
-        tick_at: None,
-        indices,
-        bootstrap,
-        overlay,
-        listening: BTreeSet::new(),
-        requests: 0,
     }
 }
 

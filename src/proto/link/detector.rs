@@ -47,7 +47,6 @@ const APART: Duration = Duration::from_millis(500);
 const WONDER: u32 = 8;
 /// How much longer than it lagged itself a node waits for others.
 const OWN_LAG: u32 = 4;
-
 /// However much is missing, a peer may be silent for so long: processes stall.
 const STALL: Duration = Duration::from_millis(300);
 
@@ -270,6 +269,9 @@ impl Detector {
 
     /// How far a silence has come towards being too long, 0 to 1 and beyond.
     fn suspicion(&self, now: Time, series: &Series, lag: Duration) -> f64 {
+        if now < self.heard + STALL {
+            return 0.0;
+        }
         let silent_since = if series.again { series.began } else { self.heard + self.patience() };
         let late = lag * OWN_LAG;
         let missing = now.since(silent_since + late).as_micros() / self.interval.as_micros();
@@ -278,9 +280,6 @@ impl Detector {
             0 => 0,
             time => (time / self.spacing().as_micros() + 1).min(series.sent.into()),
         };
-        if now < self.heard + STALL {
-            return 0.0;
-        }
         let lost = self.loss.max(self.doubt).clamp(LEAST_LOSS, MOST_LOSS);
         let unanswered = 1.0 - (1.0 - lost) * (1.0 - lost);
         let borne = FALSE_ALARM * self.interval.as_secs_f64().min(1.0);

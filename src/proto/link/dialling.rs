@@ -1,7 +1,6 @@
 //! Whom to dial: what the tree or the host needs, whom a newcomer makes itself known to, and who may be outside.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use rand::RngExt;
 
@@ -10,9 +9,6 @@ use crate::limits::Limits;
 use crate::proto::link::machine::{Conn, Effect, Machine};
 use crate::proto::link::{CloseReason, ConnId};
 use crate::time::Time;
-
-/// How long a node without a parent waits at most before it dials again whom it would have as one.
-const ORPHANED: Duration = Duration::from_secs(5);
 
 impl Machine {
     pub(super) fn learn(
@@ -78,7 +74,7 @@ impl Machine {
         if let Some(known) = self.known.get_mut(&peer) {
             let wait = self.settings.backoff.jittered(known.failures, &mut self.rng);
             let orphaned = self.view.parent.is_none() && self.view.wanted.contains(&peer);
-            known.not_before = now + if orphaned { wait.min(ORPHANED) } else { wait };
+            known.not_before = now + if orphaned { wait.min(Limits::ORPHAN_WAITS) } else { wait };
             known.failures = known.failures.saturating_add(1);
         }
         effects.push(Effect::Unreachable { peer, reason: error });

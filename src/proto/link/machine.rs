@@ -13,7 +13,7 @@ use crate::level::Level;
 use crate::limits::Limits;
 use crate::proto::budget::Backoff;
 use crate::proto::frame::Frame;
-use crate::proto::link::{Beat, CloseReason, ConnId, Detector, Hello, Watch};
+use crate::proto::link::{Beat, CloseReason, ConnId, Detector, Hello};
 use crate::proto::topology::View;
 use crate::time::Time;
 
@@ -130,16 +130,16 @@ pub(super) struct Conn {
 /// A link that is up.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
-    conn: ConnId,
-    hello: Hello,
-    detector: Option<Detector>,
+    pub(super) conn: ConnId,
+    pub(super) hello: Hello,
+    pub(super) detector: Option<Detector>,
     /// The quality that was told last.
-    told: Option<f64>,
+    pub(super) told: Option<f64>,
     /// Since when nobody here needs it.
-    idle_since: Option<Time>,
+    pub(super) idle_since: Option<Time>,
     /// When a router's frame came last, and until when the link counts as busy.
-    data_at: Option<Time>,
-    busy_until: Option<Time>,
+    pub(super) data_at: Option<Time>,
+    pub(super) busy_until: Option<Time>,
 }
 
 impl Link {
@@ -170,34 +170,21 @@ pub struct Machine {
     pub(super) requested: BTreeSet<NodeId>,
     pub(super) view: Arc<View>,
     pub(super) tree: BTreeSet<NodeId>,
-    backups: BTreeSet<NodeId>,
+    pub(super) backups: BTreeSet<NodeId>,
     hellos: u64,
     pub(super) seek_at: Time,
     pub(super) seek_after: Option<NodeId>,
     introduce_at: Time,
     pub(super) leaving: bool,
     /// When something is to be done next.
-    due: Time,
+    pub(super) due: Time,
     /// How late this node does what is due, lately.
-    lag: Duration,
+    pub(super) lag: Duration,
     pub(super) rng: Pcg32,
 }
 
 /// A peer that closes a link because it hears nothing was heard itself: the link is dead in one direction.
 const UNHEARD: &str = "the peer does not hear this node";
-/// How much a link's quality changes before that is news.
-const NEWS: f64 = 0.1;
-/// How many times less often a backup's link beats than the parent's: it is not leaned on yet, and each beat costs as
-/// much.
-const BACKUP_PACE: u32 = 4;
-/// How many times more often a busy link of the tree beats: who sends all the time wants to know sooner, and pays less
-/// for it beside what it sends.
-const BUSY_PACE: u32 = 10;
-/// A link is busy when a router's frame follows another within so many heartbeats, and for as long after the last.
-const BUSY: u32 = 2;
-/// The most that own lag counts, and how it fades with every tick.
-const MOST_LAG: Duration = Duration::from_millis(500);
-const LAG_FADES: f64 = 0.9;
 /// How often a node without a place looks whether somebody it was told of can be introduced to.
 const INTRODUCE: Duration = Duration::from_millis(250);
 
@@ -297,7 +284,7 @@ impl Machine {
             Input::Closed { conn, reason } => self.closed(now, conn, &reason, effects),
             Input::Frame { conn, frame } => self.frame(now, conn, frame, effects),
             Input::Beat { conn, beat } => self.beat(now, conn, beat, effects),
-            Input::Heard(conn) => self.data(now, conn),
+            Input::Heard(conn) => self.carried(now, conn),
             Input::Resume(existing) => self.resume(now, &existing, effects),
             Input::Replay => effects.push(Effect::Links(self.up())),
             Input::Leave => {
@@ -318,7 +305,7 @@ impl Machine {
         self.measure_lag(now);
         self.watch(now, effects);
         if now >= self.introduce_at {
-            self.rest_from_data(now);
+            self.rest_if_idle(now);
             self.close_silent(now, effects);
             self.close_idle(now, effects);
             let settled = !self.tree.is_empty() && self.view.wanted.iter().all(|peer| self.links.contains_key(peer));
@@ -354,29 +341,8 @@ impl Machine {
         }
     }
 
-    fn needs(&self, peer: &NodeId) -> bool {
+    pub(super) fn needs(&self, peer: &NodeId) -> bool {
         self.view.wanted.contains(peer) || self.pace(peer).is_some()
-    }
-
-    /// How often heartbeats go over a link: most often where the tree or the host leans on it, all the more while it is
-    /// busy, less often where the tree may lean on it later. Of others QUIC tells soon enough.
-    fn pace(&self, peer: &NodeId) -> Option<Duration> {
-        if self.tree.contains(peer) || self.requested.contains(peer) {
-            let busy = self.links.get(peer).is_some_and(|link| link.busy_until.is_some());
-            Some(if busy { self.settings.heartbeat / BUSY_PACE } else { self.settings.heartbeat })
-        } else {
-            self.backups.contains(peer).then_some(self.settings.heartbeat * BACKUP_PACE)
-        }
-    }
-
-    fn refresh_need(&mut self, now: Time, peer: NodeId) {
-        let (needed, pace) = (self.needs(&peer), self.pace(&peer));
-        let Some(link) = self.links.get_mut(&peer) else { return };
-        link.idle_since = if needed { None } else { link.idle_since.or(Some(now)) };
-        match (pace, &mut link.detector) {
-            (Some(pace), Some(detector)) => detector.keep_pace(now, pace),
-            (pace, detector) => *detector = pace.map(|pace| Detector::new(now, pace)),
-        }
     }
 
     fn accepted(&mut self, now: Time, peer: NodeId, conn: ConnId, effects: &mut Vec<Effect>) {
@@ -453,49 +419,7 @@ impl Machine {
         effects.push(Effect::Up { peer, conn, hello });
     }
 
-    fn beat(&mut self, now: Time, conn: ConnId, beat: Beat, effects: &mut Vec<Effect>) {
-        let Some(link) = self.link_over(conn) else { return };
-        // Who beats needs the link, even if nobody here does.
-        link.idle_since = link.idle_since.map(|_| now);
-        let answer = match &mut link.detector {
-            Some(detector) => detector.beat(now, beat),
-            // The far side leans on a link that we do not: it is still told that we live.
-            None => beat.probe.then_some(Beat { sequence: 0, echo: beat.sequence, probe: false, ..beat }),
-        };
-        let quality = link.detector.as_ref().and_then(Detector::quality);
-        if let Some(news) = quality.filter(|now| link.told.is_none_or(|told| (told - now).abs() >= NEWS)) {
-            link.told = Some(news);
-            effects.extend(self.conns.get(&conn).map(|conn| Effect::Quality(conn.peer, news)));
-        }
-        effects.extend(answer.map(|beat| Effect::SendBeat { conn, beat }));
-    }
-
-    fn heard(&mut self, now: Time, conn: ConnId) {
-        if let Some(detector) = self.link_over(conn).and_then(|link| link.detector.as_mut()) {
-            detector.heard(now);
-        }
-    }
-
-    fn data(&mut self, now: Time, conn: ConnId) {
-        self.heard(now, conn);
-        let soon = self.settings.heartbeat * BUSY;
-        let Some(link) = self.link_over(conn) else { return };
-        let before = link.data_at.replace(now);
-        if before.is_some_and(|before| now.since(before) <= soon) {
-            let was_busy = link.busy_until.replace(now + soon).is_some();
-            if !was_busy && let Some(peer) = self.conns.get(&conn).map(|conn| conn.peer) {
-                self.refresh_need(now, peer);
-            }
-        }
-    }
-
-    fn rest_from_data(&mut self, now: Time) {
-        let rested = |link: &mut Link| link.busy_until.take_if(|until| now >= *until).is_some();
-        let rested: Vec<_> = self.links.iter_mut().filter_map(|(&peer, link)| rested(link).then_some(peer)).collect();
-        rested.into_iter().for_each(|peer| self.refresh_need(now, peer));
-    }
-
-    fn link_over(&mut self, conn: ConnId) -> Option<&mut Link> {
+    pub(super) fn link_over(&mut self, conn: ConnId) -> Option<&mut Link> {
         let peer = self.conns.get(&conn)?.peer;
         self.links.get_mut(&peer).filter(|link| link.conn == conn)
     }
@@ -522,7 +446,7 @@ impl Machine {
         }
     }
 
-    fn end(&mut self, now: Time, peer: NodeId, reason: CloseReason, effects: &mut Vec<Effect>) {
+    pub(super) fn end(&mut self, now: Time, peer: NodeId, reason: CloseReason, effects: &mut Vec<Effect>) {
         if let Some(conn) = self.conn_of(&peer) {
             self.drop_conn(now, conn, reason, effects);
         }
@@ -537,55 +461,6 @@ impl Machine {
             effects.push(Effect::Close { conn, reason: CloseReason::Restarted });
         }
         effects.push(Effect::Links(self.up()));
-    }
-
-    /// A node that was late itself, because it was frozen or starved, may have missed what others said.
-    fn measure_lag(&mut self, now: Time) {
-        let late = now.since(self.due);
-        self.lag = late.min(MOST_LAG).max(self.lag.mul_f64(LAG_FADES));
-    }
-
-    fn watch(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let (mut wondering, mut silent) = (Vec::new(), Vec::new());
-        for (&peer, link) in &mut self.links {
-            let Some(detector) = &mut link.detector else { continue };
-            match detector.tick(now, self.lag) {
-                Some(Watch::Send(beat)) => {
-                    effects.push(Effect::SendBeat { conn: link.conn, beat });
-                    wondering.extend(detector.is_wondering().then_some(peer));
-                }
-                Some(Watch::Lost) => silent.push(peer),
-                None => {}
-            }
-        }
-        for peer in wondering {
-            self.ask_another(now, peer, effects);
-        }
-        for peer in silent {
-            let lonely = self.is_lonely(&peer);
-            let detector = self.links.get_mut(&peer).and_then(|link| link.detector.as_mut());
-            if !(lonely && detector.is_some_and(|detector| detector.probe_again(now))) {
-                self.end(now, peer, CloseReason::Lost, effects);
-            }
-        }
-    }
-
-    /// One that beats seldom would not show in time whether this node hears anybody.
-    fn ask_another(&mut self, now: Time, silent: NodeId, effects: &mut Vec<Effect>) {
-        let others = self.links.iter_mut().filter(|(peer, _)| **peer != silent);
-        let mut watched = others.filter_map(|(_, link)| Some((link.conn, link.detector.as_mut()?)));
-        if let Some((conn, detector)) = watched.find(|(_, detector)| detector.probing_since().is_none()) {
-            effects.push(Effect::SendBeat { conn, beat: detector.probe(now) });
-        }
-    }
-
-    /// Whether nobody else was heard either since this peer is probed: then the fault is rather this node's.
-    fn is_lonely(&self, silent: &NodeId) -> bool {
-        let since = self.links.get(silent).and_then(|link| link.detector.as_ref()?.probing_since());
-        let others = self.links.iter().filter(|(peer, _)| *peer != silent);
-        let mut watched = others.filter_map(|(_, link)| link.detector.as_ref()).peekable();
-        let Some(since) = since.filter(|_| watched.peek().is_some()) else { return false };
-        !watched.any(|detector| detector.was_heard_since(since))
     }
 
     fn close_silent(&mut self, now: Time, effects: &mut Vec<Effect>) {

@@ -6,6 +6,7 @@
 mod detector;
 mod dialling;
 mod machine;
+mod watching;
 
 pub use detector::{Detector, Watch};
 pub use machine::{Effect, Input, Machine, Settings};

@@ -285,10 +285,7 @@ impl Machine {
         loop {
             let (cursor, me) = (self.telemetry.cursor, self.settings.me);
             let raw = !self.commits(account) && !self.folds();
-            let room = match raw {
-                true => self.telemetry.flow.room(),
-                false => Limits::OFFER_BYTES,
-            };
+            let room = if raw { self.telemetry.flow.room() } else { Limits::OFFER_BYTES };
             if room == 0 || (raw && self.way_up().is_none()) {
                 return;
             }

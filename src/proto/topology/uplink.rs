@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::id::{NodeId, Prefix};
 use crate::level::Level;
+use crate::limits::Limits;
 use crate::proto::beacon::Beacon;
 use crate::proto::event::Event;
 use crate::proto::selection::{Candidate, Chooser, Rank};
@@ -23,8 +24,6 @@ pub(super) const LISTEN: Duration = Duration::from_millis(500);
 const LISTEN_FOR_NEXT: Duration = Duration::from_secs(2);
 /// How long a node stays below a parent that is cut off from the best root before it would rather skip a level.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a candidate that failed rests at most while there is no parent.
-const ALONE: Duration = Duration::from_secs(5);
 /// How long the loss of a parent is a search for another, before nobody counts as found.
 const SEARCH: Duration = Duration::from_secs(3);
 /// A candidate that failed lately.
@@ -118,7 +117,8 @@ impl Uplink {
     /// For how long a candidate that failed is not asked again.
     pub fn rests(&self, now: Time, id: &NodeId) -> Option<Duration> {
         let cooldown = self.cooldowns.get(id)?;
-        let ask_at = if self.parent.is_none() { cooldown.until.min(cooldown.since + ALONE) } else { cooldown.until };
+        let orphaned = cooldown.since + Limits::ORPHAN_WAITS;
+        let ask_at = if self.parent.is_none() { cooldown.until.min(orphaned) } else { cooldown.until };
         (now < ask_at).then(|| ask_at.since(now))
     }
 

@@ -1,5 +1,6 @@
 //! Who a node is: its public key, and the key pair that proves it.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -15,8 +16,22 @@ pub const SIGNATURE_BYTES: usize = 64;
 /// A node's identity: its Ed25519 public key, which is also its iroh endpoint id.
 ///
 /// Displays as 64 lower-case hex digits; [`NodeId::short`] gives the first ten.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeId([u8; 32]);
+
+impl Ord for NodeId {
+    /// By its bytes. The first eight tell two keys apart, in the many maps by node, without a call for all of them.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let head = |id: &Self| id.0.first_chunk().copied().map(u64::from_be_bytes);
+        head(self).cmp(&head(other)).then_with(|| self.0.cmp(&other.0))
+    }
+}
+
+impl PartialOrd for NodeId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl NodeId {
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {

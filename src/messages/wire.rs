@@ -115,7 +115,7 @@ mod tests {
     use crate::id::{FormationId, NodeName};
     use crate::level::Level;
     use crate::proto::beacon::tests::sample;
-    use crate::proto::link::Hello;
+    use crate::proto::link::{Hello, Purpose};
     use crate::proto::packet::RouterFrame;
     use crate::proto::topology::{self, Path, Tenure, Waypoint};
     use proptest::prelude::*;
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_heartbeat_is_small() {
-        let beat = Beat { sequence: u32::MAX, echo: u32::MAX, probe: true, pace: u32::MAX };
+        let beat = Beat { sequence: u32::MAX, echo: u32::MAX, purpose: Purpose::Answer, pace: u32::MAX };
         let bytes = encode_beat(&beat);
         assert!(bytes.len() <= 24);
         assert_eq!(decode_beat(&bytes), Ok(beat));

@@ -19,6 +19,9 @@ use crate::time::Time;
 /// How long a unit is kept for whoever asks for its parts; its origins offer again after less.
 const KEEP: Duration = Duration::from_secs(60);
 
+/// How long a unit is under way at least before it is sent again because its samples are.
+const AGAIN: Duration = Duration::from_secs(15);
+
 /// What a unit was folded from.
 #[derive(Clone, Debug)]
 enum Part {
@@ -99,6 +102,8 @@ struct Kept {
     unit: Arc<Unit>,
     parts: Vec<Part>,
     since: Time,
+    /// When it was last to be sent.
+    queued: Time,
     bytes: usize,
 }
 
@@ -141,14 +146,23 @@ impl Relay {
         }
     }
 
-    /// Folds in samples from their origin, a member of the group of `level`. One that is in the open window already is
-    /// left aside.
+    /// Folds in samples from their origin, a member of the group of `level`. Those that are here already are left aside:
+    /// folded again they would overlap with themselves all the way up.
     pub fn fold_offer(&mut self, now: Time, level: Level, offer: &Offer) {
         let (group, source) = ((offer.account, level), offer.source());
+        let (Some(first), Some(last)) = (offer.samples.first(), offer.samples.last()) else { return };
+        let offered = RangeSet::of(first.sequence, last.sequence);
+        let shared = |unit: &Unit| Some(unit.provenance.0.get(&source)?.counted.intersection(&offered));
+        let mut kept = RangeSet::new();
+        self.send_again(now, offer.account, |known| {
+            let common = shared(&known.unit).unwrap_or_default();
+            kept.extend(&common);
+            !common.is_empty()
+        });
         for sample in &offer.samples {
             let window = self.window(now, group);
-            let spans = window.unit.provenance.0.get(&source);
-            if spans.is_some_and(|spans| spans.counted.contains(sample.sequence)) {
+            let open = window.unit.provenance.0.get(&source).map(|spans| &spans.counted);
+            if kept.contains(sample.sequence) || open.is_some_and(|open| open.contains(sample.sequence)) {
                 continue;
             }
             window.push(Part::Sample(source, sample.clone()));
@@ -162,11 +176,32 @@ impl Relay {
     /// first.
     pub fn fold_unit(&mut self, now: Time, level: Level, child: NodeId, number: u64, unit: Arc<Unit>) {
         let group = (unit.account, level);
+        let same = |part: &Part| matches!(part, Part::Unit { child: c, number: n, .. } if (*c, *n) == (child, number));
+        let mut known = self.open.get(&group).is_some_and(|window| window.parts.iter().any(same));
+        self.send_again(now, unit.account, |kept| {
+            let again = kept.unit.provenance.overlaps(&unit.provenance) && kept.parts.iter().any(same);
+            known |= again;
+            again
+        });
+        if known {
+            return;
+        }
         if self.open.get(&group).is_some_and(|window| !window.has_room_for(&unit)) {
             self.close(now, group);
         }
         self.window(now, group).push(Part::Unit { child, number, unit });
         self.close_if_full(now, group);
+    }
+
+    /// What is here and comes once more may have been lost further up: the units that hold it go again, if they were sent
+    /// long ago.
+    fn send_again(&mut self, now: Time, account: AccountId, mut holds: impl FnMut(&Kept) -> bool) {
+        for (&number, kept) in self.kept.iter_mut().filter(|(_, kept)| kept.unit.account == account) {
+            if holds(kept) && now.since(kept.queued) >= AGAIN && !self.unsent.contains(&number) {
+                kept.queued = now;
+                self.unsent.push_back(number);
+            }
+        }
     }
 
     fn window(&mut self, now: Time, group: Group) -> &mut Window {
@@ -193,8 +228,8 @@ impl Relay {
         self.unsent.push_back(self.next);
         let bytes = window.bytes + window.unit.bytes();
         self.kept_bytes += bytes;
-        let kept = Kept { level: group.1, unit: Arc::new(window.unit), parts: window.parts, since: now, bytes };
-        self.kept.insert(self.next, kept);
+        let (level, unit, parts) = (group.1, Arc::new(window.unit), window.parts);
+        self.kept.insert(self.next, Kept { level, unit, parts, since: now, queued: now, bytes });
         while self.kept.len() > Limits::RELAY_UNITS || self.kept_bytes > Limits::RELAY_BYTES {
             self.forget_oldest();
             self.evicted += 1;
@@ -365,5 +400,29 @@ mod tests {
         have.add(offer(2, ACCOUNT).source(), &offer(2, ACCOUNT).samples[0]);
         assert_eq!(relay.split(Time::ZERO + WINDOW, number, &have.provenance), []);
         assert_eq!(origins(&mut relay, ACCOUNT), [[id(3)]]);
+    }
+
+    #[test]
+    fn what_comes_again_is_sent_again_and_not_folded_again() {
+        let mut relay = Relay::new(WINDOW, 1024, false, 0);
+        let child = Arc::new({
+            let mut unit = Unit::empty(ACCOUNT);
+            unit.add(offer(3, ACCOUNT).source(), &offer(3, ACCOUNT).samples[0]);
+            unit
+        });
+        let later = Time::ZERO + WINDOW;
+        let again = |relay: &mut Relay, now| {
+            relay.fold_offer(now, Level::PLATFORM, &offer(2, ACCOUNT));
+            relay.fold_unit(now, Level::PLATFORM, id(9), 5, child.clone());
+            relay.close_due(now + WINDOW);
+            origins(relay, ACCOUNT)
+        };
+        assert_eq!(again(&mut relay, Time::ZERO), [vec![id(2), id(3)]]);
+        assert!(again(&mut relay, later).is_empty());
+        // After a while it may be lost.
+        assert_eq!(again(&mut relay, later + AGAIN), [vec![id(2), id(3)]]);
+        // What is not kept any more is folded like anything new.
+        relay.sweep(later + KEEP);
+        assert_eq!(again(&mut relay, later + KEEP), [vec![id(2), id(3)]]);
     }
 }

@@ -151,6 +151,11 @@ impl Rank {
         (self.preferred, self.rooted && self.rooted_first, skips, self.rooted, self.real)
     }
 
+    /// Whether only the score tells them apart.
+    pub fn is_of_kind(&self, other: &Self) -> bool {
+        self.kind() == other.kind()
+    }
+
     fn order(&self, other: &Self) -> std::cmp::Ordering {
         (self.kind().cmp(&other.kind())).then(self.score.total_cmp(&other.score)).then(other.id.cmp(&self.id))
     }

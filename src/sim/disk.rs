@@ -97,11 +97,14 @@ impl World {
         }
     }
 
-    /// The disk is full: nothing of what was under way is kept, and the router goes on from what is.
+    /// The disk is full: nothing of what was under way is kept, and the router goes on from what is. Nobody waits for
+    /// notes, so nobody hears that they were not kept.
     fn refuse(&mut self, i: usize) {
         let unsynced = &mut self.nodes[i].unsynced;
-        unsynced.writing.clear();
-        unsynced.queued.clear();
+        let lost = unsynced.writing.drain(..).chain(unsynced.queued.drain(..));
+        if !lost.fold(false, |waits, append| waits || append.ticket.is_some()) {
+            return;
+        }
         let kept = Box::new(self.nodes[i].disk.clone());
         self.give(i, Input::Router(router::Input::Restored(kept)));
     }

@@ -17,6 +17,9 @@ use crate::proto::router;
 use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, DIAL_TIMEOUT, End, GOSSIP_REDUNDANCY, KEEP_ALIVE_BYTES};
 use crate::sim::world::{Happening, World};
 
+/// After the first doublings of QUIC's timer, acknowledgements of the heartbeats show what was lost.
+const LONGEST_RETRANSMISSION: Duration = Duration::from_secs(2);
+
 impl World {
     pub(super) fn dial(&mut self, from: usize, to: NodeId) {
         let incarnation = self.nodes[from].incarnation;
@@ -73,7 +76,7 @@ impl World {
         while quality.loss < 1.0 && self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
             self.recorder.wire("retransmission", bytes + DATAGRAM_OVERHEAD);
             wait += again;
-            again = (again * 2).min(Duration::from_secs(60));
+            again = (again * 2).min(LONGEST_RETRANSMISSION);
         }
         wait += self.network.queueing(self.now, (i, to), bytes, quality.bandwidth).unwrap_or(Duration::from_secs(1));
         let due = self.now + wait;

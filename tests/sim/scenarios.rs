@@ -45,6 +45,15 @@ fn parents_die_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
+fn links_that_lose_every_fourth_datagram_carry_all_telemetry() {
+    for seed in seeds() {
+        let report = held("hard.toml", seed);
+        assert_eq!(report.telemetry.counted_at_root, report.telemetry.acknowledged, "seed {seed}");
+        assert_eq!(report.failovers.len(), 0, "seed {seed}: {:?}", report.failovers);
+    }
+}
+
+#[test]
 fn crashes_of_actors_change_nothing() {
     for seed in seeds() {
         let report = held("actor-crash.toml", seed);

@@ -7,12 +7,13 @@
 
 use std::time::Duration;
 
-use crate::proto::link::Beat;
+use crate::proto::link::{Beat, Purpose};
 use crate::time::Time;
 
 /// How far beyond a beat's interval silence may go at least before the first probe, as a fraction of the interval.
 const PATIENCE: u32 = 10;
-/// Deviations of the beats' arrival that are waited for as well.
+/// How much longer than beats are late on average is waited for as well, and than round trips deviate.
+const LATENESS: u32 = 6;
 const DEVIATIONS: u32 = 4;
 /// Between probes, as a fraction of the interval, and its bounds.
 const SPACING: u32 = 25;
@@ -30,9 +31,13 @@ const LEAST_LOSS: f64 = 0.05;
 const MOST_LOSS: f64 = 0.5;
 /// The loss reckoned with on a link that is not known yet; it fades with every beat.
 const UNKNOWN_LOSS: f64 = 0.25;
-/// How much of a measured loss, deviation or round trip the last one is.
+/// The lateness reckoned with on a link that is not known yet.
+const UNKNOWN_LATENESS: Duration = Duration::from_millis(50);
+/// How much of a measured loss, lateness or round trip the last one is.
 const GAIN: f64 = 1.0 / SMOOTH as f64;
 const SMOOTH: u32 = 16;
+/// How many round trips are measured at first.
+const FIRST_TRIPS: u32 = 8;
 /// The round trip of a link that is not known yet.
 const UNKNOWN_TRIP: Duration = Duration::from_millis(500);
 /// How many later beats may overtake one before it counts as lost.
@@ -87,12 +92,13 @@ pub struct Detector {
     loss: f64,
     /// What the loss may be as far as is known.
     doubt: f64,
-    /// How far apart beats are from their interval, smoothed.
-    deviation: Duration,
+    /// How much further apart than their interval beats come, smoothed. Some go early, with those of other links.
+    lateness: Duration,
     /// A probe that measures the round trip, until it is answered.
     probe: Option<(u32, Time)>,
-    /// The round trip and its deviation, smoothed.
+    /// The round trip and its deviation, smoothed, and how many were measured.
     trip: Option<(Duration, Duration)>,
+    trips: u32,
 }
 
 impl Detector {
@@ -110,9 +116,10 @@ impl Detector {
             beaten: None,
             loss: 0.0,
             doubt: UNKNOWN_LOSS,
-            deviation: Duration::ZERO,
+            lateness: UNKNOWN_LATENESS,
             probe: None,
             trip: None,
+            trips: 0,
         }
     }
 
@@ -170,18 +177,19 @@ impl Detector {
         self.heard(now);
         self.theirs = Duration::from_millis(beat.pace.into()).max(FASTEST);
         self.agree(now);
-        if let Some((sequence, sent)) = self.probe.take_if(|(sequence, _)| beat.echo >= *sequence)
+        if beat.purpose == Purpose::Answer
+            && let Some((sequence, sent)) = self.probe.take_if(|(sequence, _)| beat.echo >= *sequence)
             && sequence == beat.echo
         {
             self.measure_trip(now.since(sent));
         }
         self.measure(now, beat);
-        beat.probe.then(|| self.next(false))
+        (beat.purpose == Purpose::Probe).then(|| Beat { echo: beat.sequence, ..self.next(Purpose::Answer) })
     }
 
     /// Beats are numbered: what is still missing when some later ones have come was lost. Who does not watch the link
     /// numbers none.
-    fn measure(&mut self, now: Time, Beat { sequence, probe, .. }: Beat) {
+    fn measure(&mut self, now: Time, Beat { sequence, purpose, .. }: Beat) {
         let known = self.echo;
         if sequence > known {
             let ahead = sequence - known;
@@ -193,10 +201,15 @@ impl Detector {
                 self.arrived |= 1;
             }
             self.echo = sequence;
-            let before = self.beaten.replace(now).filter(|_| ahead == 1 && !probe);
-            let longest = APART.max(2 * self.interval);
-            if let Some(apart) = before.map(|before| now.since(before)).filter(|apart| *apart < longest) {
-                smooth(&mut self.deviation, apart.abs_diff(self.interval));
+            if ahead > 1 {
+                self.beaten = None;
+            }
+            if purpose == Purpose::Routine {
+                let before = self.beaten.replace(now);
+                let longest = APART.max(2 * self.interval);
+                if let Some(apart) = before.map(|before| now.since(before)).filter(|apart| *apart < longest) {
+                    self.lateness = smoothed(self.lateness, apart.saturating_sub(self.interval), SMOOTH);
+                }
             }
         } else if sequence > 0 && known - sequence > ASTRAY {
             (self.echo, self.arrived) = (sequence, u32::MAX);
@@ -213,14 +226,11 @@ impl Detector {
         self.doubt -= self.doubt * GAIN;
     }
 
+    /// The first few are averaged: the first alone says nothing of how they deviate.
     fn measure_trip(&mut self, trip: Duration) {
-        match &mut self.trip {
-            Some((mean, deviation)) => {
-                smooth(deviation, trip.abs_diff(*mean));
-                smooth(mean, trip);
-            }
-            None => self.trip = Some((trip, trip / 2)),
-        }
+        let (mean, deviation) = self.trip.unwrap_or((trip, trip));
+        self.trips = (self.trips + 1).min(SMOOTH);
+        self.trip = Some((smoothed(mean, trip, self.trips), smoothed(deviation, trip.abs_diff(mean), self.trips + 1)));
     }
 
     /// The share of beats that arrive, 0..1; `None` before the first.
@@ -246,14 +256,18 @@ impl Detector {
         if now + self.interval / TOGETHER >= self.beat_at {
             self.beat_at = now + self.interval;
             // The first beats measure the round trip.
-            return Some(Watch::Send(if self.trip.is_none() { self.probe(now) } else { self.next(false) }));
+            return Some(Watch::Send(if self.trips < FIRST_TRIPS {
+                self.probe(now)
+            } else {
+                self.next(Purpose::Routine)
+            }));
         }
         None
     }
 
     /// One probe beside the series, to see whether anybody answers.
     pub fn probe(&mut self, now: Time) -> Beat {
-        let beat = self.next(true);
+        let beat = self.next(Purpose::Probe);
         let under_way = self.probe.filter(|(_, sent)| now.since(*sent) < SLOWEST);
         self.probe = under_way.or(Some((beat.sequence, now)));
         beat
@@ -287,7 +301,7 @@ impl Detector {
     }
 
     fn patience(&self) -> Duration {
-        (self.interval / PATIENCE).max(self.deviation * DEVIATIONS)
+        (self.interval / PATIENCE).max(self.lateness * LATENESS)
     }
 
     fn spacing(&self) -> Duration {
@@ -299,14 +313,14 @@ impl Detector {
         mean + deviation * DEVIATIONS
     }
 
-    fn next(&mut self, probe: bool) -> Beat {
+    fn next(&mut self, purpose: Purpose) -> Beat {
         self.sequence = self.sequence.wrapping_add(1);
-        Beat { sequence: self.sequence, echo: self.echo, probe, pace: self.wanted.as_millis() as u32 }
+        Beat { sequence: self.sequence, echo: self.echo, purpose, pace: self.wanted.as_millis() as u32 }
     }
 }
 
-fn smooth(value: &mut Duration, last: Duration) {
-    *value = (*value * (SMOOTH - 1) + last) / SMOOTH;
+fn smoothed(value: Duration, last: Duration, weight: u32) -> Duration {
+    (value * (weight - 1) + last) / weight
 }
 
 #[cfg(test)]
@@ -338,7 +352,8 @@ mod tests {
             now = Time::ZERO + SECOND * sequence;
             if !lost(sequence) {
                 let probe = detector.probe(now);
-                detector.beat(now + trip, Beat { sequence, echo: probe.sequence, probe: false, pace: 1000 });
+                detector
+                    .beat(now + trip, Beat { sequence, echo: probe.sequence, purpose: Purpose::Answer, pace: 1000 });
             }
         }
         detector.beat_at = now + SECOND;
@@ -420,7 +435,8 @@ mod tests {
         let mut detector = Detector::new(Time::ZERO, SECOND);
         let hear = |detector: &mut Detector, sequences: &mut dyn Iterator<Item = u32>| {
             for sequence in sequences {
-                let answer = detector.beat(Time::ZERO, Beat { sequence, echo: 0, probe: false, pace: 1000 });
+                let answer =
+                    detector.beat(Time::ZERO, Beat { sequence, echo: 0, purpose: Purpose::Routine, pace: 1000 });
                 assert_eq!(answer, None);
             }
             detector.quality().unwrap()
@@ -441,13 +457,16 @@ mod tests {
         while now < Time::ZERO + SECOND * 60 {
             now = detector.deadline(Duration::ZERO);
             match detector.tick(now, Duration::ZERO) {
-                Some(Watch::Send(Beat { probe: true, sequence, .. })) => {
-                    assert_eq!(detector.beat(now, Beat { sequence, echo: 0, probe: false, pace: 1000 }), None);
+                Some(Watch::Send(Beat { purpose: Purpose::Probe, sequence, .. })) => {
+                    assert_eq!(
+                        detector.beat(now, Beat { sequence, echo: 0, purpose: Purpose::Routine, pace: 1000 }),
+                        None
+                    );
                 }
                 Some(Watch::Lost) => panic!("lost though it answers"),
                 _ => {}
             }
         }
-        assert!(detector.beat(now, Beat { sequence: 1, echo: 0, probe: true, pace: 1000 }).is_some());
+        assert!(detector.beat(now, Beat { sequence: 1, echo: 0, purpose: Purpose::Probe, pace: 1000 }).is_some());
     }
 }

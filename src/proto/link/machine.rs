@@ -328,7 +328,13 @@ impl Machine {
 
     fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
         self.view = view;
-        (self.tree, self.backups) = (self.view.tree_peers(), self.view.backup_peers());
+        let before = std::mem::replace(&mut self.tree, self.view.tree_peers());
+        self.backups = self.view.backup_peers();
+        for peer in self.tree.difference(&before) {
+            if let Some(link) = self.links.get_mut(peer) {
+                link.get_to_know(now, self.settings.heartbeat);
+            }
+        }
         for peer in self.view.wanted.clone() {
             if !self.links.contains_key(&peer) && self.known.get(&peer).is_none_or(|k| now >= k.not_before) {
                 self.dial(peer, effects);

@@ -37,14 +37,24 @@ impl Hello {
     }
 }
 
+/// What a heartbeat is sent for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// It was time for one.
+    Routine,
+    /// Asks for an answer at once.
+    Probe,
+    /// That answer.
+    Answer,
+}
+
 /// A heartbeat, as a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
     pub sequence: u32,
-    /// The last sequence heard from the other side.
+    /// The last sequence heard from the other side; in an answer, that of the probe.
     pub echo: u32,
-    /// Asks for an answer at once.
-    pub probe: bool,
+    pub purpose: Purpose,
     /// How many milliseconds apart the sender wants beats on this link; the side that wants them sooner has its way.
     pub pace: u32,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::id::NodeId;
 use crate::proto::link::machine::{Effect, Link, Machine};
-use crate::proto::link::{Beat, CloseReason, ConnId, Detector, Watch};
+use crate::proto::link::{Beat, CloseReason, ConnId, Detector, Purpose, Watch};
 use crate::time::Time;
 
 /// How much a link's quality changes before that is news.
@@ -15,11 +15,18 @@ const BACKUP_PACE: u32 = 4;
 /// How many times more often a busy link of the tree beats: who sends all the time wants to know sooner, and pays less
 /// for it beside what it sends.
 const BUSY_PACE: u32 = 10;
-/// A link is busy when a router's frame follows another within so many heartbeats, and for as long after the last.
-const BUSY: u32 = 2;
+/// A link is busy when a router's frame follows another within so many heartbeats, and for as long after the last; and
+/// as long when the tree comes to lean on it, for its loss and its round trip are not known yet.
+const BUSY: u32 = 3;
 /// The most that own lag counts, and how it fades with every tick.
 const MOST_LAG: Duration = Duration::from_millis(500);
 const LAG_FADES: f64 = 0.9;
+
+impl Link {
+    pub(super) fn get_to_know(&mut self, now: Time, heartbeat: Duration) {
+        self.busy_until = self.busy_until.max(Some(now + heartbeat * BUSY));
+    }
+}
 
 impl Machine {
     /// How often heartbeats go over a link: most often where the tree or the host leans on it, all the more while it is
@@ -50,7 +57,12 @@ impl Machine {
         let answer = match &mut link.detector {
             Some(detector) => detector.beat(now, beat),
             // The far side leans on a link that we do not: it is still told that we live.
-            None => beat.probe.then_some(Beat { sequence: 0, echo: beat.sequence, probe: false, ..beat }),
+            None => (beat.purpose == Purpose::Probe).then_some(Beat {
+                sequence: 0,
+                echo: beat.sequence,
+                purpose: Purpose::Answer,
+                ..beat
+            }),
         };
         let quality = link.detector.as_ref().and_then(Detector::quality);
         if let Some(news) = quality.filter(|now| link.told.is_none_or(|told| (told - now).abs() >= NEWS)) {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use crate::limits::Limits;
 use crate::time::Time;
 
-/// The window of a link that is not known yet, and the least one, in bytes.
-const FIRST: usize = 16 * 1024;
-const LEAST: usize = 4 * 1024;
+/// The window of a link that is not known yet, and the least one, in bytes. Where every fourth datagram is lost, receipts
+/// come late without a queue, and less than this would not carry what a squad has to say.
+const LEAST: usize = 16 * 1024;
 /// How much later than the soonest receipts may come.
 const QUEUE: Duration = Duration::from_millis(200);
 /// How many trips without a receipt mean that what was under way is lost.
@@ -39,7 +39,7 @@ impl Flow {
             number: 0,
             sent: VecDeque::new(),
             under_way: 0,
-            window: FIRST,
+            window: LEAST,
             least: Duration::MAX,
             trip: Duration::ZERO,
             heard_at: now,
@@ -141,11 +141,11 @@ mod tests {
     fn what_gets_no_receipt_counts_as_lost() {
         let mut flow = Flow::new(Time::ZERO);
         assert_eq!(flow.lost_at(), None);
-        flow.send(Time::ZERO, FIRST);
+        flow.send(Time::ZERO, LEAST);
         assert_eq!(flow.room(), 0);
         assert_eq!(flow.lost_at(), Some(Time::ZERO + Limits::RECEIPT));
         flow.forget();
-        assert_eq!((flow.room(), flow.lost_at()), (FIRST, None));
+        assert_eq!((flow.room(), flow.lost_at()), (LEAST, None));
         // A receipt for what was forgotten, or was never sent, is none.
         flow.receipt(Time::ZERO, 9);
         assert_eq!(flow.send(Time::ZERO, 1), 2);

@@ -30,13 +30,24 @@ impl Machine {
         if self.uplink.backup.is_some() || waiting || !self.settings.repair {
             return;
         }
-        let best = self.ranking(now).into_iter().find(|rank| rank.id != parent.id);
-        let Some(best) = best else { return };
+        let ranking = self.ranking(now);
+        let others = || ranking.iter().filter(|rank| rank.id != parent.id);
+        let Some(best) = others().next() else { return };
+        let mut equals = others().take_while(|rank| rank.is_of_kind(best));
+        let elsewhere = equals.find(|rank| self.is_elsewhere(parent.id, &rank.id));
+        let best = elsewhere.unwrap_or(best);
         let serial = self.uplink.next_serial();
         let until = now + ATTEMPT;
         self.uplink.backup = Some(Backup { id: best.id, serial, accepted: false, asked: None, until });
         self.touch();
         self.ask_if_linked(now, effects);
+    }
+
+    /// Whether a candidate is below neither the parent nor the grandparent, whose death would take both ways up away.
+    fn is_elsewhere(&self, parent: NodeId, candidate: &NodeId) -> bool {
+        let grandparent = self.uplink.path.waypoints.get(1).map(|grandparent| grandparent.id.prefix());
+        let Some(above) = self.neighbours.get(candidate).map(|neighbour| neighbour.beacon.parent) else { return false };
+        above.is_none_or(|above| above != parent.prefix() && Some(above) != grandparent)
     }
 
     pub(super) fn drop_backup(&mut self, now: Time) {

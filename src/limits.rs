@@ -117,6 +117,8 @@ impl Limits {
     pub const JOURNAL_QUEUE: usize = 65_536;
     /// Appends that one write and one sync keep: a second's worth at the fastest.
     pub const JOURNAL_BATCH: usize = 4_096;
+    /// Accounts that are retired into one: each was a sink that is gone for good.
+    pub const RETIRED: usize = 64;
     /// What a journal's file may grow by, beyond twice what it holds, before it is written anew.
     pub const JOURNAL_SLACK: u64 = 4 * 1024 * 1024;
     /// Effects of the router that wait for records to be kept; a few hundred bytes each.

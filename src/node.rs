@@ -34,6 +34,7 @@ use crate::proto::event::Event;
 use crate::proto::geo::GeoPoint;
 use crate::proto::node::Input;
 use crate::proto::packet::{Order, Target};
+use crate::proto::retirement::RetireError;
 use crate::proto::router;
 use crate::proto::router::{PublishError, Published};
 use crate::proto::sample::Telemetry;
@@ -73,6 +74,8 @@ pub enum NodeError {
     CommandTooLong(usize),
     #[error("a command's deadline and lifetime are between 1 ms and 24 h")]
     Lifetime,
+    #[error(transparent)]
+    Retire(#[from] RetireError),
     #[error("{0:?} did not answer")]
     NoAnswer(NodeId),
     #[error("{0}")]

@@ -10,10 +10,11 @@ use tokio::sync::watch;
 use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
-use crate::messages::{HostCommand, Reply, RouterMessage, RouterReport, Subsystem};
+use crate::messages::{AccountReport, HostCommand, OwnAccount, Reply, RouterMessage, RouterReport, Subsystem};
 use crate::proto::event::Event;
 use crate::proto::node::{Output, after_router};
 use crate::proto::packet::{Command, Order, Verdict};
+use crate::proto::retirement::{RetireError, Retirement};
 use crate::proto::router::{Effect, Input, Machine, Outcome, PublishError, Published, Snapshot};
 use crate::storage::Loaded;
 use crate::time::Time;
@@ -21,6 +22,7 @@ use crate::time::Time;
 enum Waiting {
     Publish(Reply<Result<Published, PublishError>>),
     Command(Reply<Outcome>),
+    Retire(Reply<Result<Retirement, RetireError>>),
 }
 
 pub struct Routing {
@@ -74,6 +76,11 @@ impl Subject for Routing {
                 let request = self.wait(Waiting::Command(reply));
                 self.step(now, Input::Issue { request, target, order, deadline, expires });
             }
+            RouterMessage::Retire { retirement, reply } => {
+                let request = self.wait(Waiting::Retire(reply));
+                self.step(now, Input::Retire { request, retirement });
+            }
+            RouterMessage::Account(reply) => drop(reply.send(self.account())),
             RouterMessage::Report(reply) => drop(reply.send(self.report())),
             RouterMessage::Totals(reply) => {
                 let account = self.machine.durable().account.as_ref();
@@ -142,6 +149,17 @@ impl Routing {
         });
     }
 
+    fn account(&self) -> AccountReport {
+        let durable = self.machine.durable();
+        let own = durable.account.as_ref().map(|account| OwnAccount {
+            id: account.id,
+            samples: account.totals.samples,
+            origins: account.counted().len(),
+            retirements: durable.retirements.clone(),
+        });
+        AccountReport { own, root: self.machine.view().account, waiting: durable.outbox.waiting() }
+    }
+
     fn report(&self) -> RouterReport {
         let durable = self.machine.durable();
         let (outbox, account) = (&durable.outbox, durable.account.as_ref());
@@ -176,6 +194,11 @@ fn carry_out(context: &Context, waiting: &mut BTreeMap<u64, Waiting>, session: u
         Output::Published { request, result } => {
             if let Some(Waiting::Publish(reply)) = waiting.remove(&request) {
                 // The host may have stopped waiting; the sample is stored all the same.
+                let _ = reply.send(result);
+            }
+        }
+        Output::Retired { request, result } => {
+            if let Some(Waiting::Retire(reply)) = waiting.remove(&request) {
                 let _ = reply.send(result);
             }
         }

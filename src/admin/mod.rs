@@ -1,5 +1,6 @@
 //! The local control socket: one JSON request a line, one JSON answer a line, events as a stream of lines.
 
+mod account;
 mod client;
 mod server;
 mod shapes;
@@ -20,6 +21,11 @@ pub enum Request {
         node: Option<String>,
     },
     Members,
+    Account,
+    Retire {
+        retired: String,
+        into: String,
+    },
     Topology,
     Actors,
     Metrics,

@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::admin::{Answer, Refused, Request, shapes};
+use crate::admin::{Answer, Refused, Request, account, shapes};
 use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::messages::{Failing, Subsystem};
@@ -83,6 +83,8 @@ async fn answer(node: &Node, socket: &Path, request: Request) -> Result<Value, R
         Request::Status => shapes::status(node, socket).await,
         Request::Why { node: other } => shapes::why(node, other.as_deref()).await,
         Request::Members => shapes::members(node).await,
+        Request::Account => account::show(node).await,
+        Request::Retire { retired, into } => account::retire(node, &retired, &into).await,
         Request::Topology => shapes::topology(node).await,
         Request::Actors => shapes::actors(node).await,
         Request::Metrics => {

@@ -12,12 +12,14 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::id::{NodeId, NodeName};
+use crate::proto::account::AccountId;
 use crate::proto::aggregate::Totals;
 use crate::proto::beacon::{Beacon, Description, Neighbours};
 use crate::proto::durable::Durable;
 use crate::proto::event::Event;
 use crate::proto::geo::GeoPoint;
 use crate::proto::packet::{Order, Target};
+use crate::proto::retirement::{RetireError, Retirement};
 use crate::proto::router::{Counts, Outcome, PublishError, Published};
 use crate::proto::sample::Telemetry;
 use crate::proto::summary::Summary;
@@ -132,6 +134,12 @@ pub enum RouterMessage {
         session: u64,
     },
     Report(Reply<RouterReport>),
+    /// Retires an account into this node's own, as signed.
+    Retire {
+        retirement: Retirement,
+        reply: Reply<Result<Retirement, RetireError>>,
+    },
+    Account(Reply<AccountReport>),
     /// What is committed here as a root.
     Totals(Reply<Option<Totals>>),
     /// What became of a command, late answers included.
@@ -161,6 +169,26 @@ pub struct RouterReport {
     pub commands_duplicate: u64,
     /// This node and everybody below it.
     pub summary: Summary,
+}
+
+/// Where a node's samples go, and what it commits itself.
+#[derive(Clone, Debug)]
+pub struct AccountReport {
+    pub own: Option<OwnAccount>,
+    /// The account that samples of this tree go to.
+    pub root: Option<AccountId>,
+    /// Own samples that are not committed yet, by the account that they wait for.
+    pub waiting: BTreeMap<Option<AccountId>, u64>,
+}
+
+/// The account of a sink.
+#[derive(Clone, Debug)]
+pub struct OwnAccount {
+    pub id: AccountId,
+    pub samples: u64,
+    pub origins: usize,
+    /// What was retired into it, or ended when it began.
+    pub retirements: Vec<Retirement>,
 }
 
 pub enum DiscoveryMessage {

@@ -10,15 +10,17 @@ use uuid::Uuid;
 use crate::actors::{ActorReport, AskError, Context};
 use crate::id::NodeId;
 use crate::messages::{
-    BeaconMessage, DiscoveryMessage, EventRecord, JanitorMessage, Links, MetricsMessage, RouterMessage, RouterReport,
-    TopologyMessage, TransportMessage,
+    AccountReport, BeaconMessage, DiscoveryMessage, EventRecord, JanitorMessage, Links, MetricsMessage, RouterMessage,
+    RouterReport, TopologyMessage, TransportMessage,
 };
 use crate::metrics::{self, Handling, Snapshot};
 use crate::node::{Node, NodeError};
+use crate::proto::account::AccountId;
 use crate::proto::aggregate::Totals;
 use crate::proto::beacon::{Beacon, Description, Neighbours, SelfPatch};
 use crate::proto::geo::GeoPoint;
 use crate::proto::node::Input;
+use crate::proto::retirement::Retirement;
 use crate::proto::router::Outcome;
 use crate::proto::topology::Why;
 use crate::proto::{beacon, link, topology};
@@ -83,6 +85,18 @@ impl RouterHandle<'_> {
     /// no sink.
     pub async fn totals(&self) -> Result<Option<Totals>, AskError> {
         self.0.addresses.router.ask(RouterMessage::Totals).await
+    }
+
+    /// Where the samples of this tree are committed, and what of this node's own waits for which account.
+    pub async fn account(&self) -> Result<AccountReport, AskError> {
+        self.0.addresses.router.ask(RouterMessage::Account).await
+    }
+
+    /// Retires an account whose owner is gone for good: what waits for it goes to this node's own account instead, as
+    /// each origin hears of it, and its totals do not count any more.
+    pub async fn retire(&self, retired: AccountId, into: AccountId) -> Result<Retirement, NodeError> {
+        let retirement = Retirement::sign(&self.0.key, retired, into);
+        Ok(self.0.addresses.router.ask(|reply| RouterMessage::Retire { retirement, reply }).await??)
     }
 
     /// What became of a command issued here, answers that came after its deadline included; `None` if it is forgotten.

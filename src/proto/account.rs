@@ -1,7 +1,10 @@
 //! A root's account: what has been committed, and the table that keeps it exact.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
+use data_encoding::HEXLOWER_PERMISSIVE;
 use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
@@ -13,6 +16,27 @@ use crate::proto::ranges::RangeSet;
 /// An account, numbered at random when it was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AccountId(pub [u8; 16]);
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&HEXLOWER_PERMISSIVE.encode(&self.0))
+    }
+}
+
+/// Why a text is not an account's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no account: an account is 32 hex digits")]
+pub struct InvalidAccount(String);
+
+impl FromStr for AccountId {
+    type Err = InvalidAccount;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
+        let id = bytes.and_then(|bytes| bytes.try_into().ok()).map(Self);
+        id.ok_or_else(|| InvalidAccount(text.chars().take(64).collect()))
+    }
+}
 
 /// "Every sample of this journal up to `prefix` is settled in this account."
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,6 +17,7 @@ use crate::proto::aggregate::{JournalId, Source, Stats, Unit};
 use crate::proto::outbox::Outbox;
 use crate::proto::packet::Verdict;
 use crate::proto::ranges::RangeSet;
+use crate::proto::retirement::Retirement;
 use crate::proto::sample::Sample;
 use crate::proto::sketch::Sketch;
 use crate::proto::topology::Fence;
@@ -55,6 +56,8 @@ pub enum Record {
     },
     /// The term of command that this node knows.
     Fence(Fence),
+    /// What waits for an account goes to another one.
+    Retire(Retirement),
     Restore(Restore),
 }
 
@@ -62,7 +65,7 @@ impl Record {
     /// Whether others lean on it so much that it is worth two copies: without a binding or a part of an account, samples
     /// could count twice.
     pub fn is_leaned_on(&self) -> bool {
-        matches!(self, Self::Bind { .. } | Self::Fence(_) | Self::Restore(_))
+        matches!(self, Self::Bind { .. } | Self::Fence(_) | Self::Retire(_) | Self::Restore(_))
     }
 }
 
@@ -105,6 +108,8 @@ pub struct Durable {
     pub outbox: Outbox,
     /// Absent on a node that does not commit samples.
     pub account: Option<Account>,
+    /// The accounts that were retired into the one here, and those that this one comes after.
+    pub retirements: Vec<Retirement>,
     /// The highest term of command known.
     pub fence: Option<Fence>,
     delivered: BTreeMap<Uuid, Delivery>,
@@ -117,6 +122,7 @@ impl Durable {
             reserved: 0,
             outbox: Outbox::new(journal),
             account: account.map(Account::new),
+            retirements: Vec::new(),
             fence: None,
             delivered: BTreeMap::new(),
             delivered_order: VecDeque::new(),
@@ -143,6 +149,7 @@ impl Durable {
                 }
             }
             Record::Fence(fence) => self.fence = self.fence.max(Some(*fence)),
+            Record::Retire(retirement) => self.retire(retirement),
             Record::Restore(part @ (Restore::Outbox { .. } | Restore::Evicted { .. })) => self.outbox.restore(part),
             Record::Restore(part) => {
                 if let Some(account) = &mut self.account {
@@ -168,6 +175,24 @@ impl Durable {
         }
     }
 
+    fn retire(&mut self, retirement: &Retirement) {
+        self.outbox.renew(retirement.retired, retirement.into);
+        let own = self.account.as_ref().map(|account| account.id);
+        if own == Some(retirement.retired) {
+            self.account = Some(Account::new(retirement.successor()));
+        }
+        let concerns = own == Some(retirement.retired) || own == Some(retirement.into);
+        if concerns && !self.retirements.contains(retirement) {
+            self.retirements.push(retirement.clone());
+        }
+    }
+
+    /// The retirement of an account into the one here.
+    pub fn retirement(&self, retired: AccountId) -> Option<&Retirement> {
+        let own = self.account.as_ref()?.id;
+        self.retirements.iter().find(|retirement| retirement.retired == retired && retirement.into == own)
+    }
+
     /// The records that restore this state, in an order in which they can be applied.
     pub fn records(&self) -> impl Iterator<Item = Record> {
         let delivered = self.delivered_order.iter().filter_map(|id| Some((*id, self.delivered.get(id)?)));
@@ -177,6 +202,7 @@ impl Durable {
         });
         std::iter::once(Record::Reserve(self.reserved))
             .chain(self.fence.map(Record::Fence))
+            .chain(self.retirements.iter().cloned().map(Record::Retire))
             .chain(delivered)
             .chain(self.outbox.records())
             .chain(self.account.iter().flat_map(Account::records).map(Record::Restore))
@@ -190,7 +216,7 @@ impl Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::NodeId;
+    use crate::id::{Keypair, NodeId};
     use crate::proto::aggregate::Spans;
     use crate::proto::sample::Priority;
     use proptest::collection::vec;
@@ -229,13 +255,18 @@ mod tests {
                 let answer = Answered { verdict: Verdict::Accepted, text: n.to_string() };
                 Record::Answer { command: Uuid::from_u128(u128::from(n % 9)), answer }
             }
-            _ => Record::Fence(Fence { counter: n, leader: NodeId::from_bytes([3; 32]) }),
+            11 => Record::Fence(Fence { counter: n, leader: NodeId::from_bytes([3; 32]) }),
+            _ => {
+                let (key, own) = (Keypair::from_seed([7; 32]), durable.account.as_ref()?.id);
+                let (retired, into) = if n == 0 { (own, OTHER) } else { (OTHER, own) };
+                Record::Retire(Retirement::sign(&key, retired, into))
+            }
         })
     }
 
     proptest! {
         #[test]
-        fn a_state_is_restored_by_its_records(steps in vec((0u8..12, 0u64..40), 0..120)) {
+        fn a_state_is_restored_by_its_records(steps in vec((0u8..13, 0u64..40), 0..120)) {
             let mut durable = Durable::new(9, Some(OWN));
             for (kind, n) in steps {
                 if let Some(record) = record(&durable, kind, n) {

@@ -21,6 +21,7 @@ pub mod outbox;
 pub mod packet;
 pub mod ranges;
 pub mod relay;
+pub mod retirement;
 pub mod router;
 pub mod sample;
 pub mod selection;

@@ -16,6 +16,7 @@ use crate::proto::event::Event;
 use crate::proto::frame::Frame;
 use crate::proto::link::{self, Beat, CloseReason, ConnId};
 use crate::proto::packet::Command;
+use crate::proto::retirement::{RetireError, Retirement};
 use crate::proto::router::{self, Outcome, PublishError, Published};
 use crate::proto::topology::{self, View};
 use crate::time::{Time, earliest};
@@ -84,6 +85,10 @@ pub enum Output {
     Published {
         request: u64,
         result: Result<Published, PublishError>,
+    },
+    Retired {
+        request: u64,
+        result: Result<Retirement, RetireError>,
     },
     Deliver(Command),
     Concluded {
@@ -187,6 +192,8 @@ pub fn after_router(effect: router::Effect, then: &mut impl FnMut(Step)) {
     match effect {
         Send { peer, frame } => then(Step::Out(Output::SendTo { peer, frame: Frame::Router(frame) })),
         Persist { ticket, records } => then(Step::Out(Output::Persist { ticket, records })),
+        Retired { request, result } => then(Step::Out(Output::Retired { request, result })),
+        Account(account) => then(to_topology(topology::Input::Account(account))),
         Published { request, result } => then(Step::Out(Output::Published { request, result })),
         Deliver(command) => then(Step::Out(Output::Deliver(command))),
         Explain(command) => then(to_topology(topology::Input::Explain(command))),
@@ -246,6 +253,17 @@ pub struct Node {
     pub router: router::Machine,
     settings: Settings,
     queue: VecDeque<Input>,
+    /// What the machines' effects are gathered in.
+    effects: Effects,
+}
+
+/// Empty but for their room, between steps.
+#[derive(Debug, Default)]
+struct Effects {
+    links: Vec<link::Effect>,
+    beacon: Vec<beacon::Effect>,
+    topology: Vec<topology::Effect>,
+    router: Vec<router::Effect>,
 }
 
 impl Node {
@@ -263,6 +281,7 @@ impl Node {
             router: router::Machine::new(now, settings.router.clone(), view, durable, None),
             settings,
             queue: VecDeque::new(),
+            effects: Effects::default(),
         }
     }
 
@@ -270,31 +289,27 @@ impl Node {
     pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {
         self.queue.push_back(input);
         while let Some(input) = self.queue.pop_front() {
-            let queue = &mut self.queue;
+            let (queue, effects) = (&mut self.queue, &mut self.effects);
             let mut then = |step: Step| match step {
                 Step::To(input) => queue.push_back(input),
                 Step::Out(output) => out.push(output),
             };
             match input {
                 Input::Links(input) => {
-                    let mut effects = Vec::new();
-                    self.links.step(now, input, &mut effects);
-                    effects.into_iter().for_each(|effect| after_links(effect, &mut then));
+                    self.links.step(now, input, &mut effects.links);
+                    effects.links.drain(..).for_each(|effect| after_links(effect, &mut then));
                 }
                 Input::Beacon(input) => {
-                    let mut effects = Vec::new();
-                    self.beacon.step(now, input, &mut effects);
-                    effects.into_iter().for_each(|effect| after_beacon(effect, &mut then));
+                    self.beacon.step(now, input, &mut effects.beacon);
+                    effects.beacon.drain(..).for_each(|effect| after_beacon(effect, &mut then));
                 }
                 Input::Topology(input) => {
-                    let mut effects = Vec::new();
-                    self.topology.step(now, input, &mut effects);
-                    effects.into_iter().for_each(|effect| after_topology(effect, &mut then));
+                    self.topology.step(now, input, &mut effects.topology);
+                    effects.topology.drain(..).for_each(|effect| after_topology(effect, &mut then));
                 }
                 Input::Router(input) => {
-                    let mut effects = Vec::new();
-                    self.router.step(now, input, &mut effects);
-                    effects.into_iter().for_each(|effect| after_router(effect, &mut then));
+                    self.router.step(now, input, &mut effects.router);
+                    effects.router.drain(..).for_each(|effect| after_router(effect, &mut then));
                 }
             }
         }
@@ -307,26 +322,23 @@ impl Node {
             Step::To(input) => inputs.push(input),
             Step::Out(output) => out.push(output),
         };
+        let effects = &mut self.effects;
         let due = |deadline: Option<Time>| deadline.is_some_and(|at| at <= now);
         if due(self.links.deadline()) {
-            let mut effects = Vec::new();
-            self.links.tick(now, &mut effects);
-            effects.into_iter().for_each(|effect| after_links(effect, &mut then));
+            self.links.tick(now, &mut effects.links);
+            effects.links.drain(..).for_each(|effect| after_links(effect, &mut then));
         }
         if due(self.beacon.deadline()) {
-            let mut effects = Vec::new();
-            self.beacon.tick(now, &mut effects);
-            effects.into_iter().for_each(|effect| after_beacon(effect, &mut then));
+            self.beacon.tick(now, &mut effects.beacon);
+            effects.beacon.drain(..).for_each(|effect| after_beacon(effect, &mut then));
         }
         if due(self.topology.deadline()) {
-            let mut effects = Vec::new();
-            self.topology.tick(now, &mut effects);
-            effects.into_iter().for_each(|effect| after_topology(effect, &mut then));
+            self.topology.tick(now, &mut effects.topology);
+            effects.topology.drain(..).for_each(|effect| after_topology(effect, &mut then));
         }
         if due(self.router.deadline()) {
-            let mut effects = Vec::new();
-            self.router.tick(now, &mut effects);
-            effects.into_iter().for_each(|effect| after_router(effect, &mut then));
+            self.router.tick(now, &mut effects.router);
+            effects.router.drain(..).for_each(|effect| after_router(effect, &mut then));
         }
         for input in inputs {
             self.step(now, input, out);

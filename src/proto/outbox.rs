@@ -171,6 +171,36 @@ impl Outbox {
         }
     }
 
+    /// Gives what waits for an account that will not commit it new sequences, behind all others: the old ones were
+    /// told to other accounts as void. To do it twice is to do it once.
+    pub fn renew(&mut self, account: AccountId, heir: AccountId) {
+        if self.bindings.last().is_some_and(|&(_, bound)| bound == account) {
+            self.bindings.push((self.next, heir));
+        }
+        let waiting: Vec<_> = self.waiting_for(account).cloned().collect();
+        for sample in waiting {
+            self.take(sample.sequence);
+            self.evicted.insert(sample.sequence, sample.sequence);
+            self.skipped += 1;
+            self.put(Arc::new(Sample { sequence: self.next, ..(*sample).clone() }));
+        }
+    }
+
+    /// The samples bound to an account that it has not settled yet.
+    pub fn waiting_for(&self, account: AccountId) -> impl Iterator<Item = &Arc<Sample>> {
+        let bound = self.samples.iter().filter(move |(sequence, _)| self.account_of(**sequence) == Some(account));
+        bound.map(|(_, sample)| sample)
+    }
+
+    /// How many samples wait for each account, and how many are bound to none yet.
+    pub fn waiting(&self) -> BTreeMap<Option<AccountId>, u64> {
+        let mut waiting = BTreeMap::new();
+        for &sequence in self.samples.keys() {
+            *waiting.entry(self.account_of(sequence)).or_default() += 1;
+        }
+        waiting
+    }
+
     /// The account that a sample is bound to.
     pub fn account_of(&self, sequence: u64) -> Option<AccountId> {
         let i = self.bindings.partition_point(|&(from, _)| from <= sequence);
@@ -428,6 +458,20 @@ mod tests {
         assert_eq!((outbox.stray(X), outbox.stray(Y)), (Some(Y), Some(X)));
         outbox.truncate(X, 10);
         assert_eq!(outbox.stray(Y), None);
+    }
+
+    #[test]
+    fn what_waits_for_a_retired_account_is_offered_to_its_heir_as_new() {
+        let mut outbox = filled(1..=20);
+        outbox.bind(1, X);
+        outbox.truncate(X, 15);
+        outbox.renew(X, Y);
+        outbox.renew(X, Y);
+        assert_eq!((outbox.acknowledged(), outbox.depth(), outbox.evicted()), (20, 5, 0));
+        assert_eq!(outbox.waiting(), BTreeMap::from([(Some(Y), 5)]));
+        let (offer, _) = outbox.offer(me(), Y, 1, Limits::OFFER_BYTES).unwrap();
+        // What the heir may have been told to be void is not offered to it, and its prefix closes over it.
+        assert_eq!((offer.samples[0].sequence, offer.void), (21, RangeSet::of(1, 20)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::limits::Limits;
 use crate::proto::account::{AccountId, Mark};
 use crate::proto::aggregate::{Provenance, WireUnit};
 use crate::proto::outbox::Offer;
+use crate::proto::retirement::Retirement;
 use crate::proto::summary::Summary;
 use crate::proto::topology::{Fence, Tenure, Why};
 
@@ -121,6 +122,8 @@ pub enum Payload {
     },
     /// What an account's owner has committed, for an origin that is not below it.
     Marks(Vec<Mark>),
+    /// An account will commit nothing any more.
+    Retired(Retirement),
 }
 
 impl Payload {
@@ -129,7 +132,7 @@ impl Payload {
         match self {
             Self::Command(command) => Some(command.id),
             Self::Response { command, .. } => Some(*command),
-            Self::Samples(_) | Self::Unit(_) | Self::Marks(_) => None,
+            Self::Samples(_) | Self::Unit(_) | Self::Marks(_) | Self::Retired(_) => None,
         }
     }
 }
@@ -168,6 +171,7 @@ impl DataPacket {
             Payload::Response { response: Response::Answer { text, .. }, .. } => text.len() <= Limits::COMMAND_BYTES,
             Payload::Response { response: Response::Explained(why), .. } => why.is_possible(),
             Payload::Marks(marks) => marks.len() <= Limits::MARKS,
+            Payload::Retired(retirement) => retirement.is_possible(),
         };
         let target = match &self.target {
             Target::Capability(kind) => (1..=Limits::CAPABILITY_BYTES).contains(&kind.len()),
@@ -209,7 +213,7 @@ impl RouterFrame {
             Self::Along(packet) => match packet.payload {
                 Payload::Response { .. } => "response",
                 Payload::Samples(_) => "telemetry",
-                Payload::Marks(_) => "marks",
+                Payload::Marks(_) | Payload::Retired(_) => "marks",
                 Payload::Command(_) | Payload::Unit(_) => "command",
             },
             Self::Seen { .. } => "seen",

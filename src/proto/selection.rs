@@ -1,7 +1,5 @@
 //! Which parent, and why: hard gates first, then a weighted score, deterministic to the last tie.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, Prefix};
@@ -121,7 +119,7 @@ pub struct Chooser<'r> {
     pub max_distance_m: f64,
     pub weights: Weights,
     /// The best roots known; a parent below one of them is worth more than any that is cut off.
-    pub best_roots: &'r BTreeSet<Prefix>,
+    pub best_roots: &'r [Prefix],
     /// Cut off from the best roots for long enough that reaching one counts for more than the next level up.
     pub impatient: bool,
     /// The parent that the configuration prefers while it passes the gates.
@@ -287,8 +285,6 @@ mod tests {
     use crate::proto::beacon::tests::sample;
     use proptest::prelude::*;
 
-    static NO_ROOTS: BTreeSet<Prefix> = BTreeSet::new();
-
     fn chooser() -> Chooser<'static> {
         Chooser {
             level: Level::PLATFORM,
@@ -296,7 +292,7 @@ mod tests {
             position: Some(GeoPoint::new(52.52, 13.40).unwrap()),
             max_distance_m: 10_000.0,
             weights: Weights::default(),
-            best_roots: &NO_ROOTS,
+            best_roots: &[],
             impatient: false,
             preferred: None,
         }
@@ -374,7 +370,7 @@ mod tests {
         let (cut_off, mut rooted) = (beacon(1), beacon(2));
         rooted.effective_level = Level::COMPANY;
         rooted.root = Keypair::from_seed([3; 32]).id().prefix();
-        let best_roots = BTreeSet::from([rooted.root]);
+        let best_roots = [rooted.root];
         for (impatient, expected) in [(false, cut_off.id), (true, rooted.id)] {
             let chooser = Chooser { best_roots: &best_roots, impatient, ..chooser() };
             let ranking = chooser.ranking([&cut_off, &rooted].into_iter().map(candidate));

@@ -101,8 +101,10 @@ impl World {
     /// notes, so nobody hears that they were not kept.
     fn refuse(&mut self, i: usize) {
         let unsynced = &mut self.nodes[i].unsynced;
-        let lost = unsynced.writing.drain(..).chain(unsynced.queued.drain(..));
-        if !lost.fold(false, |waits, append| waits || append.ticket.is_some()) {
+        let mut lost = unsynced.writing.drain(..).chain(unsynced.queued.drain(..));
+        let waits = lost.any(|append| append.ticket.is_some());
+        drop(lost);
+        if !waits {
             return;
         }
         let kept = Box::new(self.nodes[i].disk.clone());

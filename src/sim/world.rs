@@ -143,6 +143,8 @@ pub struct World {
     pub(super) indices: Rc<BTreeMap<NodeId, usize>>,
     doctor: Option<Doctor>,
     pub(super) scratch: Vec<u8>,
+    /// What outputs are gathered in, empty between steps.
+    outputs: Vec<Output>,
     seed: u64,
     over: bool,
 }
@@ -197,6 +199,7 @@ impl World {
             indices,
             doctor: None,
             scratch: Vec::new(),
+            outputs: Vec::new(),
             seed,
             over: false,
         };
@@ -368,7 +371,7 @@ impl World {
         self.nodes[i].tick_at = None;
         let (now, sim) = (self.now, &mut self.nodes[i]);
         let local = sim.local(now);
-        let mut out = Vec::new();
+        let mut out = std::mem::take(&mut self.outputs);
         if let Some(node) = &mut sim.node {
             node.tick(local, &mut out);
         }
@@ -384,7 +387,7 @@ impl World {
     pub(super) fn step(&mut self, i: usize, input: Input) {
         let (now, sim) = (self.now, &mut self.nodes[i]);
         let local = sim.local(now);
-        let mut out = Vec::new();
+        let mut out = std::mem::take(&mut self.outputs);
         if let Some(node) = &mut sim.node {
             node.step(local, input, &mut out);
         }
@@ -405,9 +408,10 @@ impl World {
         if let Some(doctor) = &mut self.doctor {
             doctor(self.now, i, &mut out);
         }
-        for output in out {
+        for output in out.drain(..) {
             self.act(i, output);
         }
+        self.outputs = out;
     }
 
     fn act(&mut self, i: usize, output: Output) {
@@ -452,7 +456,7 @@ impl World {
                 self.recorder.event(self.now, &self.nodes, &self.network, i, &event);
             }
             Output::Dropped(why) => self.recorder.dropped(why),
-            Output::Swept(..) => {}
+            Output::Retired { .. } | Output::Swept(..) => {}
         }
     }
 

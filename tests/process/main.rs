@@ -1,5 +1,6 @@
 //! Real processes: started, killed with -9, asked over their sockets.
 
+mod account;
 mod demo;
 mod durable;
 mod four;

@@ -125,14 +125,14 @@ fn failure(error: ClientError) -> Failure {
     }
 }
 
-async fn ask(args: &NodeArgs, request: &Request, within: Duration) -> Result<Value, Failure> {
+pub async fn ask(args: &NodeArgs, request: &Request, within: Duration) -> Result<Value, Failure> {
     connect(args).await?.ask(request, within).await.map_err(failure)
 }
 
-const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(10);
 const WATCH: Duration = Duration::from_secs(1);
 
-fn show(verb: &str, data: &Value, format: Format, text: impl FnOnce(&Value) -> String) {
+pub fn show(verb: &str, data: &Value, format: Format, text: impl FnOnce(&Value) -> String) {
     match format {
         Format::Json | Format::Jsonl => print_json(verb, data),
         Format::Table => print(&text(data)),

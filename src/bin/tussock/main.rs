@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod account;
 mod client;
 mod demo;
 mod drawing;
@@ -77,6 +78,11 @@ enum Verb {
         node: NodeArgs,
         #[command(flatten)]
         verb: client::CommandArgs,
+    },
+    /// Where samples are committed
+    Account {
+        #[command(subcommand)]
+        verb: account::AccountVerb,
     },
     /// What happened, and with -f what happens
     Events {
@@ -164,6 +170,7 @@ fn dispatch(verb: &Verb, format: Format, drawing: Option<Drawing>) -> Result<u8,
         Verb::Restart { node, verb } => block_on(client::restart(node, verb, format)),
         Verb::Publish { node, verb } => block_on(client::publish(node, verb, format)),
         Verb::Command { node, verb } => block_on(client::command(node, verb, format)),
+        Verb::Account { verb } => block_on(account::run(verb, format)),
         Verb::Events { node, verb } => block_on(client::events(node, verb)),
     }
 }

@@ -10,11 +10,13 @@ use uuid::Uuid;
 
 use crate::id::NodeId;
 use crate::limits::Limits;
+use crate::proto::account::AccountId;
 use crate::proto::dedup::Dedup;
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
 use crate::proto::outbox::WhenFull;
 use crate::proto::packet::{Command, DataPacket, Direction, Order, PacketType, Payload, RouterFrame, Target, Verdict};
+use crate::proto::retirement::{RetireError, Retirement};
 use crate::proto::router::commands::{Commands, Outcome};
 use crate::proto::router::state::States;
 use crate::proto::router::telemetry::{Counts, PublishError, Published, Telemetrist};
@@ -48,6 +50,11 @@ pub enum Input {
     Publish {
         request: RequestId,
         telemetry: Telemetry,
+    },
+    /// The host retires an account into this node's own.
+    Retire {
+        request: RequestId,
+        retirement: Retirement,
     },
     /// The host was given something that is no sample.
     Rejected(String),
@@ -98,6 +105,12 @@ pub enum Effect {
         result: Result<Published, PublishError>,
     },
     /// To the host, at most once.
+    Retired {
+        request: RequestId,
+        result: Result<Retirement, RetireError>,
+    },
+    /// The node's own account is this one from now on.
+    Account(AccountId),
     Deliver(Command),
     /// Somebody asks by this command why the node has the parent it has.
     Explain(Uuid),
@@ -185,6 +198,7 @@ impl Machine {
         match input {
             Input::Placed(view) => self.placed(now, view, effects),
             Input::Publish { request, telemetry } => self.publish(now, request, telemetry, effects),
+            Input::Retire { request, retirement } => self.retire(now, request, retirement, effects),
             Input::Rejected(reason) => self.rejected(reason, effects),
             Input::Issue { request, target, order, deadline, expires } => {
                 self.issue(now, request, target, order, deadline, expires, effects);
@@ -290,6 +304,9 @@ impl Machine {
                 Effect::Published { request, .. } => {
                     effects.push(Effect::Published { request, result: Err(PublishError::Journal) });
                 }
+                Effect::Retired { request, .. } => {
+                    effects.push(Effect::Retired { request, result: Err(RetireError::Journal) });
+                }
                 Effect::Deliver(command) => self.refuse_unrecorded(now, command.id, effects),
                 Effect::Concluded { .. } => effects.push(effect),
                 _ => {}
@@ -348,7 +365,9 @@ impl Machine {
         match packet.payload {
             Payload::Command(_) => self.route_command(now, packet, Some(from), effects),
             Payload::Response { .. } => self.route_response(now, packet, from, effects),
-            Payload::Samples(_) | Payload::Marks(_) => self.route_direct(now, packet, from, effects),
+            Payload::Samples(_) | Payload::Marks(_) | Payload::Retired(_) => {
+                self.route_direct(now, packet, from, effects)
+            }
             Payload::Unit(_) => effects.push(Effect::Dropped("misplaced_payload")),
         }
     }

@@ -4,6 +4,7 @@ mod commands;
 mod flow;
 mod held;
 mod machine;
+mod retire;
 mod root;
 mod route;
 mod state;

@@ -163,6 +163,11 @@ impl Machine {
         if let Some(fence) = self.view.fence.filter(|_| self.view.fence > self.durable.fence && self.keeps()) {
             self.persist(vec![Record::Fence(fence)], effects);
         }
+        let own = self.durable.account.as_ref().map(|account| account.id);
+        if self.view.own_account.is_some() && self.view.own_account != own {
+            effects.extend(own.map(Effect::Account));
+        }
+        self.tell_returned_owners(effects);
         self.commands_placed(now, &before, effects);
         self.state_placed(now, &before);
         let children = &self.view.children;
@@ -189,7 +194,7 @@ impl Machine {
         }
     }
 
-    fn offer_again(&mut self, now: Time) {
+    pub(super) fn offer_again(&mut self, now: Time) {
         let cursor = std::mem::replace(&mut self.telemetry.cursor, 1);
         let again = self.durable.outbox.sequences().take_while(|sequence| *sequence < cursor).count();
         self.telemetry.counts.reoffered += again as u64;
@@ -336,6 +341,11 @@ impl Machine {
 
     /// Samples for an account and its marks, routed hop by hop.
     pub(super) fn route_direct(&mut self, now: Time, packet: DataPacket, from: NodeId, effects: &mut Vec<Effect>) {
+        if let Payload::Samples(offer) = &packet.payload
+            && self.answer_for_retired(offer.account, packet.source, effects)
+        {
+            return;
+        }
         if !decide(&self.view, &packet, Some(from)).consumes() {
             return self.send_direct(packet, Some(from), effects);
         }
@@ -345,6 +355,7 @@ impl Machine {
                 self.commit_offer(now, &offer, effects);
             }
             Payload::Marks(marks) => self.marked(now, marks, effects),
+            Payload::Retired(retirement) => self.retired(now, retirement, effects),
             _ => effects.push(Effect::Dropped("misplaced_payload")),
         }
     }

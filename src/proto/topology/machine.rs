@@ -83,6 +83,8 @@ pub enum Input {
     Frame(NodeId, Frame),
     /// A child's frames come under another tenure.
     Stale(NodeId),
+    /// This node's own account is this one from now on.
+    Account(AccountId),
     /// The host wants the parent chosen anew.
     Reevaluate,
     /// Somebody asks by this command for the reasons.
@@ -215,6 +217,12 @@ impl Machine {
             Input::Unreachable(peer, reason) => self.unreachable(now, peer, &reason, effects),
             Input::Frame(peer, frame) => self.frame(now, peer, frame, effects),
             Input::Stale(child) => self.stale(now, child, effects),
+            Input::Account(account) => {
+                self.settings.account = Some(account);
+                self.dirty = true;
+                // Those above route by it.
+                self.confirm_parent(effects);
+            }
             Input::Reevaluate => self.think(now, effects),
             Input::Explain(command) => {
                 let why = self.why(now).abridged();

@@ -1,6 +1,6 @@
 //! The way up: choosing a parent, asking it, keeping a backup, and what happens when it is lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -257,14 +257,21 @@ impl Machine {
     }
 
     /// The highest roots in sight: nodes without a parent of the highest level, by base and then by effective level.
-    fn best_roots(&self, now: Time) -> BTreeSet<Prefix> {
-        let roots = || {
-            let fresh = self.neighbours.iter().filter(|(_, n)| n.is_fresh(now) && n.beacon.parent.is_none());
-            fresh.map(|(_, n)| &n.beacon)
-        };
-        let height = |beacon: &Arc<Beacon>| (beacon.level, beacon.effective_level);
-        let highest = roots().map(height).max();
-        roots().filter(|beacon| Some(height(beacon)) == highest).map(|beacon| beacon.id.prefix()).collect()
+    fn best_roots(&self, now: Time) -> Vec<Prefix> {
+        let (mut highest, mut best) = (None, Vec::new());
+        for neighbour in self.neighbours.iter().map(|(_, n)| n).filter(|n| n.beacon.parent.is_none()) {
+            let beacon = &neighbour.beacon;
+            let height = Some((beacon.level, beacon.effective_level));
+            if height < highest || !neighbour.is_fresh(now) {
+                continue;
+            }
+            if height > highest {
+                highest = height;
+                best.clear();
+            }
+            best.push(beacon.id.prefix());
+        }
+        best
     }
 
     fn note_roots(&mut self, now: Time) {

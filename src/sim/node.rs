@@ -1,5 +1,6 @@
 //! A simulated node, its disk and its clock.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use rand_pcg::Pcg32;
 use crate::config::Config;
 use crate::id::{NodeId, NodeName};
 use crate::level::Level;
+use crate::limits::Limits;
 use crate::proto::account::AccountId;
 use crate::proto::beacon::Scope;
 use crate::proto::durable::Durable;
@@ -57,6 +59,8 @@ pub struct SimNode {
     pub(super) tick_at: Option<Time>,
     pub(super) indices: Rc<BTreeMap<NodeId, usize>>,
     pub(super) bootstrap: Vec<NodeId>,
+    /// Whom the last run heard, the latest first, as its disk keeps them.
+    pub(super) remembered: Vec<NodeId>,
     pub(super) overlay: usize,
     pub(super) listening: BTreeSet<Scope>,
     pub(super) requests: u64,
@@ -70,6 +74,14 @@ impl SimNode {
     /// The view it last published, while it is up.
     pub fn view(&self) -> Option<&Arc<View>> {
         self.shown.as_ref()
+    }
+
+    /// Takes down whom a run has heard that is about to end.
+    pub(super) fn remember(&mut self) {
+        let Some(node) = self.node.as_ref().filter(|_| self.keeps_disk) else { return };
+        let mut heard: Vec<_> = node.beacon.neighbours().iter().collect();
+        heard.sort_by_key(|(id, neighbour)| (Reverse(neighbour.heard), **id));
+        self.remembered = heard.into_iter().map(|(id, _)| *id).take(Limits::KEPT_BEACONS).collect();
     }
 
     pub fn index_of(&self, id: NodeId) -> Option<usize> {
@@ -129,6 +141,7 @@ pub(super) fn sim_node(
         tick_at: None,
         indices,
         bootstrap,
+        remembered: Vec::new(),
         overlay,
         listening: BTreeSet::new(),
         requests: 0,

@@ -274,9 +274,10 @@ impl World {
         sim.tick_at = None;
         sim.overlay = self.overlay.len();
         self.overlay.push(sim.overlay);
-        let known = sim.bootstrap.clone();
-        let known = known.into_iter().map(|peer| (peer, Vec::new())).collect();
-        self.step(i, Input::Links(link::Input::Known(known)));
+        for known in [sim.bootstrap.clone(), sim.remembered.clone()] {
+            let known = known.into_iter().map(|peer| (peer, Vec::new())).collect();
+            self.step(i, Input::Links(link::Input::Known(known)));
+        }
         self.recorder.view_changed(now, &self.nodes, i);
         self.rearm(i);
     }
@@ -287,6 +288,7 @@ impl World {
         self.listen(i, BTreeSet::new());
         self.tear(i);
         let sim = &mut self.nodes[i];
+        sim.remember();
         sim.node = None;
         sim.shown = None;
         sim.tick_at = None;

@@ -225,6 +225,31 @@ fn a_part_that_is_cut_off_leads_itself_and_is_one_with_the_others_again() {
 }
 
 #[test]
+fn eight_parts_are_one_again() {
+    for seed in seeds() {
+        let report = held("eight-parts.toml", seed);
+        assert_eq!((roots(&report).len(), acting(&report)), (1, 0), "seed {seed}");
+        // The company's root never lost its term: its command reaches everybody who is there in the end.
+        let ours = &report.commands[0];
+        assert_eq!((ours.delivered, ours.fenced), (report.topology.len(), 0), "seed {seed}: {ours:?}");
+    }
+}
+
+#[test]
+fn two_days_apart_everything_is_counted_in_the_end() {
+    let report = held("days.toml", 42);
+    assert_eq!((roots(&report).len(), acting(&report)), (1, 0));
+    assert!(report.telemetry.acknowledged > 20_000);
+    let [theirs, ours] = &report.commands[..] else { panic!("two commands") };
+    let (far, all) = (report.partitions[0].nodes.len(), report.topology.len());
+    assert_eq!((theirs.acknowledged, theirs.fenced as usize), (far, all - far));
+    assert_eq!((ours.acknowledged, ours.fenced), (all, 0));
+    // What was said while the parts met again is no more than what they did not know of each other.
+    let part = &report.partitions[0];
+    assert!(part.bytes_to_heal as f64 <= 1.5 * part.true_difference_bytes as f64 + 4096.0, "{part:?}");
+}
+
+#[test]
 fn a_command_reaches_its_targets_and_nobody_else() {
     for seed in seeds() {
         let report = held("commands.toml", seed);

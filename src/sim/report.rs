@@ -59,6 +59,11 @@ pub struct Summary {
     pub runs: u64,
     pub violations: u64,
     pub failovers: u64,
+    /// Samples, over all runs.
+    pub acknowledged: u64,
+    pub counted_at_root: u64,
+    pub lost: i64,
+    pub double_counted: u64,
     /// The first seed that did not pass.
     pub first: Option<u64>,
 }
@@ -68,6 +73,10 @@ impl Summary {
         self.runs += 1;
         self.violations += report.invariants.violations_total;
         self.failovers += report.failovers.len() as u64;
+        self.acknowledged += report.telemetry.acknowledged;
+        self.counted_at_root += report.telemetry.counted_at_root;
+        self.lost += report.telemetry.lost;
+        self.double_counted += report.telemetry.double_counted;
         if !report.passed() && self.first.is_none() {
             self.first = Some(report.seed);
         }

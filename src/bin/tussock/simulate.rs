@@ -1,5 +1,6 @@
 //! `tussock sim`: a deployment under virtual time.
 
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -51,10 +52,20 @@ pub fn run(args: &SimArgs, format: Format) -> Result<u8, Failure> {
     }
 }
 
+/// As many seeds at a time as there are cores, told of in their order.
 fn many(args: &SimArgs, first: u64, last: u64, format: Format) -> Result<u8, Failure> {
     let mut summary = Summary::default();
-    for seed in first..=last {
-        let report = one(args, Some(seed))?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let batches = (first..=last).step_by(cores).map(|from| from..=last.min(from.saturating_add(cores as u64 - 1)));
+    let reports = batches.flat_map(|seeds| {
+        std::thread::scope(|scope| {
+            let runs: Vec<_> = seeds.map(|seed| scope.spawn(move || one(args, Some(seed)))).collect();
+            runs.into_iter().map(|run| run.join().unwrap_or_else(|panic| resume_unwind(panic))).collect::<Vec<_>>()
+        })
+    });
+    for report in reports {
+        let report = report?;
+        let seed = report.seed;
         summary.add(&report);
         if format == Format::Jsonl {
             print_line(&crate::output::envelope("sim", &report));
@@ -71,8 +82,14 @@ fn many(args: &SimArgs, first: u64, last: u64, format: Format) -> Result<u8, Fai
     }
     match format {
         Format::Table => print(&format!(
-            "{} runs, {} violations, {} failovers\n",
-            summary.runs, summary.violations, summary.failovers
+            "{} runs, {} violations, {} failovers, {} samples acknowledged, {} counted, {} lost, {} counted twice\n",
+            summary.runs,
+            summary.violations,
+            summary.failovers,
+            summary.acknowledged,
+            summary.counted_at_root,
+            summary.lost,
+            summary.double_counted
         )),
         Format::Json => print_json("sim", &summary),
         Format::Jsonl => {}

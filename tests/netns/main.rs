@@ -120,12 +120,17 @@ impl Fleet {
         self.until(what, |fleet| fleet.parents(0).len() == running)
     }
 
-    /// When a node first had a new parent since then.
-    fn moved_at(&self, i: usize, since: Timestamp) -> Timestamp {
+    /// The last events of a node.
+    fn events(&self, i: usize) -> impl DoubleEndedIterator<Item = Value> {
         let output = self.place.output(&["events", "--data-dir", &self.node(i).data_dir, "-o", "jsonl"]);
         let text = String::from_utf8(output.stdout).unwrap();
-        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let moves = events.filter(|event| event["event"] == "peer_changed");
+        let events: Vec<_> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        events.into_iter()
+    }
+
+    /// When a node first had a new parent since then.
+    fn moved_at(&self, i: usize, since: Timestamp) -> Timestamp {
+        let moves = self.events(i).filter(|event| event["event"] == "peer_changed");
         let moves = moves.filter_map(|event| event["at"].as_str()?.parse().ok()).filter(|at| *at > since);
         moves.min().expect("it has another parent")
     }
@@ -197,6 +202,18 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     fleet.net.heal();
     let healed = fleet.until_all_are_below_the_company("one tree again");
     assert!(healed <= Duration::from_secs(30), "{healed:?}");
+
+    // The right side hears nothing from the left any more, and the left side all that the right says.
+    let deputy_id = fleet.node(deputy).id.clone();
+    fleet.net.cut_one_way();
+    fleet.until("the company knows that the other platoon does not hear it", |fleet| {
+        let events =
+            fleet.events(0).filter(|event| event["event"] == "peer_removed" && event["child"]["id"] == deputy_id);
+        events.last().is_some_and(|event| event["reason"] == "the peer does not hear this node")
+    });
+    fleet.until("the right side leads itself again", |fleet| fleet.status(deputy)["partition"] != Value::Null);
+    fleet.net.heal();
+    fleet.until_all_are_below_the_company("one tree after the link was dead in one direction");
 
     // Everybody is killed in the middle of it.
     fleet.publish();

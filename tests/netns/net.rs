@@ -75,10 +75,16 @@ impl Net {
         command
     }
 
-    /// From now on nothing passes from one side to the other, and nobody is told.
-    pub fn cut(&self) {
-        let [left, right] = self.routers();
+    /// From now on nothing passes from the left side to the right, and nobody is told.
+    pub fn cut_one_way(&self) {
+        let [left, _] = self.routers();
         ip(&["-n", &left], &format!("route replace blackhole 10.{}.0.0/16\n", SIDES[1])).unwrap();
+    }
+
+    /// The same in both directions.
+    pub fn cut(&self) {
+        self.cut_one_way();
+        let [_, right] = self.routers();
         ip(&["-n", &right], &format!("route replace blackhole 10.{}.0.0/16\n", SIDES[0])).unwrap();
     }
 

@@ -23,6 +23,7 @@ const LONGEST_RETRANSMISSION: Duration = Duration::from_secs(2);
 impl World {
     pub(super) fn dial(&mut self, from: usize, to: NodeId) {
         let incarnation = self.nodes[from].incarnation;
+        tracing::trace!(at = self.now.as_secs_f64(), node = %self.nodes[from].name, to = %to.short(), "dials");
         let Some(&at) = self.indices.get(&to) else {
             return self.at(self.now, Happening::DialFailed { from, incarnation, to });
         };

@@ -52,7 +52,10 @@ impl Machine {
 
     fn dial_ended(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
         self.dialling.remove(&peer);
-        if let Some(next) = self.queue.pop_front() {
+        // Some that waited are linked by now: they leave their turn to the next.
+        while self.dialling.len() < Limits::DIALS
+            && let Some(next) = self.queue.pop_front()
+        {
             self.dial(next, effects);
         }
     }
@@ -73,8 +76,7 @@ impl Machine {
         }
         if let Some(known) = self.known.get_mut(&peer) {
             let wait = self.settings.backoff.jittered(known.failures, &mut self.rng);
-            let orphaned = self.view.parent.is_none() && self.view.wanted.contains(&peer);
-            known.not_before = now + if orphaned { wait.min(Limits::ORPHAN_WAITS) } else { wait };
+            (known.failed_at, known.not_before) = (now, now + wait);
             known.failures = known.failures.saturating_add(1);
         }
         effects.push(Effect::Unreachable { peer, reason: error });
@@ -103,11 +105,18 @@ impl Machine {
         }
     }
 
+    /// Whether a dial failed so lately that there is no other yet. An orphan does not wait for long, however often it has
+    /// failed before.
+    pub(super) fn rests(&self, now: Time, peer: &NodeId) -> bool {
+        let Some(known) = self.known.get(peer) else { return false };
+        let orphaned = self.view.parent.is_none() && self.view.wanted.contains(peer);
+        let soon = if orphaned { known.failed_at + Limits::ORPHAN_WAITS } else { known.not_before };
+        now < known.not_before.min(soon)
+    }
+
     /// What the tree or the host needs and is not up is dialled again when its backoff has passed.
     pub(super) fn redial(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let missing = |peer: &&NodeId| {
-            !self.links.contains_key(*peer) && self.known.get(*peer).is_none_or(|known| now >= known.not_before)
-        };
+        let missing = |peer: &&NodeId| !self.links.contains_key(*peer) && !self.rests(now, peer);
         let missing: Vec<_> = self.view.wanted.iter().chain(&self.requested).filter(missing).copied().collect();
         for peer in missing {
             self.dial(peer, effects);
@@ -127,5 +136,59 @@ impl Machine {
         let Some(&next) = later.or_else(|| self.known.keys().find(outside)) else { return };
         self.seek_after = Some(next);
         self.dial(next, effects);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::id::{FormationId, NodeName};
+    use crate::level::Level;
+    use crate::proto::budget::Backoff;
+    use crate::proto::frame::Frame;
+    use crate::proto::link::{Hello, Input, Settings};
+    use crate::proto::topology::{Tenure, View};
+
+    fn id(n: u8) -> NodeId {
+        NodeId::from_bytes([n; 32])
+    }
+
+    #[test]
+    fn who_waits_for_a_dial_gets_its_turn_though_others_before_it_need_none_any_more() {
+        let name = NodeName::new("n").unwrap();
+        let settings = Settings {
+            me: id(200),
+            name: name.clone(),
+            level: Level::PLATFORM,
+            formation: FormationId([0; 8]),
+            incarnation: 1,
+            heartbeat: Duration::from_secs(1),
+            backoff: Backoff::default(),
+            seed: 1,
+        };
+        let view = View::alone(id(200), name.clone(), Level::PLATFORM, Tenure::default(), 16);
+        let mut machine = Machine::new(Time::ZERO, settings.clone(), Arc::new(view));
+        let mut give = |input| {
+            let mut effects = Vec::new();
+            machine.step(Time::ZERO, input, &mut effects);
+            effects
+        };
+        let peers = Limits::DIALS as u8;
+        (0..peers).for_each(|n| drop(give(Input::Connect(id(n)))));
+        let (linked, last) = (id(peers), id(peers + 1));
+        assert!(give(Input::Connect(linked)).is_empty() && give(Input::Connect(last)).is_empty());
+        // The first that waits is linked meanwhile, from its side.
+        let conn = ConnId(1);
+        let hello = Hello { formation: settings.formation, name, level: Level::PLATFORM, incarnation: 1, count: 1 };
+        give(Input::Accepted { peer: linked, conn });
+        give(Input::Frame { conn, frame: Frame::Hello(hello) });
+        let effects = give(Input::DialFailed { peer: id(0), error: "timed out".into() });
+        assert!(
+            effects.iter().any(|effect| matches!(effect, Effect::Dial { peer, .. } if *peer == last)),
+            "{effects:?}"
+        );
     }
 }

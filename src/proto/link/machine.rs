@@ -155,6 +155,7 @@ pub(super) struct Known {
     /// Its place among those to be introduced to, if it is one.
     pub(super) introduce: Option<usize>,
     pub(super) failures: u32,
+    pub(super) failed_at: Time,
     pub(super) not_before: Time,
 }
 
@@ -336,7 +337,7 @@ impl Machine {
             }
         }
         for peer in self.view.wanted.clone() {
-            if !self.links.contains_key(&peer) && self.known.get(&peer).is_none_or(|k| now >= k.not_before) {
+            if !self.links.contains_key(&peer) && !self.rests(now, &peer) {
                 self.dial(peer, effects);
             }
         }

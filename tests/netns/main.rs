@@ -207,9 +207,9 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     let deputy_id = fleet.node(deputy).id.clone();
     fleet.net.cut_one_way();
     fleet.until("the company knows that the other platoon does not hear it", |fleet| {
-        let events =
-            fleet.events(0).filter(|event| event["event"] == "peer_removed" && event["child"]["id"] == deputy_id);
-        events.last().is_some_and(|event| event["reason"] == "the peer does not hear this node")
+        let removed = |event: &Value| event["event"] == "peer_removed" && event["child"]["id"] == deputy_id;
+        let mut events = fleet.events(0).filter(removed);
+        events.next_back().is_some_and(|event| event["reason"] == "the peer does not hear this node")
     });
     fleet.until("the right side leads itself again", |fleet| fleet.status(deputy)["partition"] != Value::Null);
     fleet.net.heal();

@@ -5,19 +5,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use futures_util::future::join_all;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::runtime::Runtime;
 use tussock::actors::{Address, Envelope};
+use tussock::codec::VERSION;
 use tussock::id::{FormationId, NodeName};
+use tussock::proto::account::AccountId;
 use tussock::proto::beacon::{Beacon, Mobility, Neighbours, Resources};
+use tussock::proto::durable::Record;
 use tussock::proto::election::Role;
 use tussock::proto::packet::{Command, DataPacket, Direction, Order, PacketType, Payload};
 use tussock::proto::router::decide;
+use tussock::proto::sample::{Priority, Sample};
 use tussock::proto::topology::{ChildView, Descendant, Tenure, View};
+use tussock::storage::{Beginning, DataDir, Journal};
 use tussock::time::Time;
 use tussock::transport::memory::{Switchboard, Wires};
-use tussock::{Event, Failing, GeoPoint, Keypair, Level, Node, NodeId, Subsystem, Target};
+use tussock::{Event, Failing, GeoPoint, Keypair, Level, Node, NodeId, Subsystem, Target, Telemetry};
 
 /// Counts what it gets.
 struct Counting<M>(Arc<AtomicU64>, std::marker::PhantomData<fn() -> M>);
@@ -221,9 +227,59 @@ fn beacons(c: &mut Criterion) {
     c.bench_function("beacon: signature and fields checked", |b| b.iter(|| black_box(Beacon::verify(&bytes)).is_ok()));
 }
 
+fn sample(sequence: u64) -> Record {
+    let metrics = vec![("temperature".to_owned(), sequence as f64)];
+    Record::Sample(Arc::new(Sample { sequence, priority: Priority::Normal, metrics }))
+}
+
+/// As many samples as wait together are kept with one write and one sync.
+fn journal(c: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let fresh = Beginning { version: VERSION, node: id(1), journal: 1, account: AccountId([1; 16]) };
+    let (journal, _) = Journal::open(DataDir::open(place.path(), "bench").unwrap(), fresh, true).unwrap();
+    let session = runtime.block_on(journal.load()).unwrap().session;
+    let mut group = c.benchmark_group("journal");
+    for together in [1, 64, 1024] {
+        group.throughput(Throughput::Elements(together));
+        group.bench_function(format!("{together} samples until they are on disk"), |b| {
+            b.to_async(&runtime).iter(|| join_all((1..=together).map(|n| journal.append(session, vec![sample(n)]))));
+        });
+    }
+}
+
+/// Samples of about 256 bytes over QUIC on loopback, from `publish` until the root has committed them; in memory.
+fn telemetry(c: &mut Criterion) {
+    const SAMPLES: u64 = 20_000;
+    let runtime = Runtime::new().unwrap();
+    let (root, leaf) = runtime.block_on(async {
+        let spawn = async |n: u8, level| Node::builder().level(level).key(Keypair::from_seed([n; 32])).spawn().await;
+        let (root, leaf) = (spawn(1, Level::COMPANY).await.unwrap(), spawn(2, Level::PLATFORM).await.unwrap());
+        leaf.transport().locate(root.id(), root.listen());
+        leaf.transport().connect(root.id());
+        leaf.views().wait_for(|view| view.parent_id() == Some(root.id())).await.unwrap();
+        (root, leaf)
+    });
+    let full = (0..14).fold(Telemetry::new(), |t, n| t.metric(format!("metric-{n}"), f64::from(n)));
+    let mut group = c.benchmark_group("telemetry");
+    group.throughput(Throughput::Elements(SAMPLES)).sample_size(10);
+    group.bench_function("samples published, sent and committed at the root", |b| {
+        b.to_async(&runtime).iter(async || {
+            let counted = root.router().report().await.unwrap().counted;
+            for _ in 0..SAMPLES / 1_000 {
+                let published = join_all((0..1_000).map(|_| leaf.publish(full.clone()))).await;
+                assert!(published.iter().all(Result::is_ok));
+            }
+            while root.router().report().await.unwrap().counted < counted + SAMPLES {
+                tokio::task::yield_now().await;
+            }
+        });
+    });
+}
+
 criterion_group! {
     name = paths;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(3));
-    targets = messages, restarts, routing, beacons
+    targets = messages, restarts, routing, beacons, journal, telemetry
 }
 criterion_main!(paths);

@@ -124,3 +124,32 @@ fn a_flipped_bit_in_the_journal_is_reported_and_costs_one_sample() {
     assert_eq!(telemetry["outbox_depth"], 9);
     assert!(place.log("node").contains("the journal was damaged"), "{}", place.log("node"));
 }
+
+#[test]
+fn a_full_outbox_gives_up_the_oldest_and_counts_them_across_kills() {
+    let place = Place::new();
+    let settings = ["--set", "telemetry.outbox_bytes=4096", "--set", "telemetry.when_full=drop_oldest_lowest_priority"];
+    let start = || place.run("node", &[&["--level", "platform"], settings.as_slice(), QUIET.as_slice()].concat());
+    let mut node = start();
+    let published = 200;
+    for n in 0..published {
+        let (code, sent) = publish(&place, &node, n);
+        assert_eq!(code, 0, "{sent:#}");
+    }
+    let telemetry =
+        |node: &Running| place.json(&["status", "--data-dir", &node.data_dir]).1["data"]["telemetry"].take();
+    let before = telemetry(&node);
+    let (evicted, depth) = (before["evicted"].as_u64().unwrap(), before["outbox_depth"].as_u64().unwrap());
+    assert!(evicted > 0 && depth > 0 && before["outbox_bytes"].as_u64() <= Some(4096), "{before:#}");
+    assert_eq!((before["acknowledged"].as_u64(), evicted + depth), (Some(published), published));
+    let events = place.output(&["events", "--data-dir", &node.data_dir]);
+    assert!(String::from_utf8_lossy(&events.stdout).contains("the outbox is full: 1 given up"));
+
+    // What was given up stays so, and the rest is committed all the same.
+    node.kill();
+    let node = start();
+    assert_eq!(telemetry(&node)["evicted"], evicted);
+    let root = place.run("root", &[&["--level", "company", "--peer", &node.peer()], QUIET.as_slice()].concat());
+    place.until(&root, "the rest is counted", |status| status["telemetry"]["counted_by_origin"][&node.id] == depth);
+    place.until(&node, "nothing waits", |status| status["telemetry"]["outbox_depth"] == 0);
+}

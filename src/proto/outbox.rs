@@ -177,19 +177,13 @@ impl Outbox {
         if self.bindings.last().is_some_and(|&(_, bound)| bound == account) {
             self.bindings.push((self.next, heir));
         }
-        let waiting: Vec<_> = self.waiting_for(account).cloned().collect();
-        for sample in waiting {
+        let bound = self.samples.values().filter(|sample| self.account_of(sample.sequence) == Some(account));
+        for sample in bound.cloned().collect::<Vec<_>>() {
             self.take(sample.sequence);
             self.evicted.insert(sample.sequence, sample.sequence);
             self.skipped += 1;
             self.put(Arc::new(Sample { sequence: self.next, ..(*sample).clone() }));
         }
-    }
-
-    /// The samples bound to an account that it has not settled yet.
-    pub fn waiting_for(&self, account: AccountId) -> impl Iterator<Item = &Arc<Sample>> {
-        let bound = self.samples.iter().filter(move |(sequence, _)| self.account_of(**sequence) == Some(account));
-        bound.map(|(_, sample)| sample)
     }
 
     /// How many samples wait for each account, and how many are bound to none yet.

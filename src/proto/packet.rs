@@ -213,7 +213,8 @@ impl RouterFrame {
             Self::Along(packet) => match packet.payload {
                 Payload::Response { .. } => "response",
                 Payload::Samples(_) => "telemetry",
-                Payload::Marks(_) | Payload::Retired(_) => "marks",
+                Payload::Marks(_) => "marks",
+                Payload::Retired(_) => "retirement",
                 Payload::Command(_) | Payload::Unit(_) => "command",
             },
             Self::Seen { .. } => "seen",

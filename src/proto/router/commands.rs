@@ -456,17 +456,9 @@ impl Machine {
         let late = issued.request.is_none();
         let reply = Reply { verdict, text, why, after: now.since(issued.at), late };
         // The first answer stands, but who refused a term that went on after all has the command by now.
-        let fenced = |reply: &mut Reply| reply.verdict == Verdict::Fenced;
-        issued
-            .outcome
-            .replies
-            .entry(from)
-            .and_modify(|old| {
-                if fenced(old) {
-                    *old = reply.clone()
-                }
-            })
-            .or_insert(reply);
+        if issued.outcome.replies.get(&from).is_none_or(|first| first.verdict == Verdict::Fenced) {
+            issued.outcome.replies.insert(from, reply);
+        }
         self.conclude_if_complete(now, &command, effects);
     }
 

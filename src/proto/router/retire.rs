@@ -66,7 +66,7 @@ impl Machine {
     /// An account was retired. Only its heir's owner says so.
     pub(super) fn retired(&mut self, now: Time, retirement: Retirement, effects: &mut Vec<Effect>) {
         let account = retirement.retired;
-        let concerns = self.commits(account) || self.durable.outbox.waiting_for(account).next().is_some();
+        let concerns = self.commits(account) || self.durable.outbox.oldest(account).is_some();
         if !concerns || !self.keeps() {
             return;
         }

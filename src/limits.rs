@@ -42,6 +42,16 @@ impl Limits {
     /// sooner where it matters.
     pub const CONNECTION_SILENCE: Duration = Duration::from_secs(10);
     pub const KEEP_ALIVE: Duration = Duration::from_secs(4);
+    /// How long a connection of gossip may carry no message. Whoever has it as a neighbour sends beacons more often.
+    pub const GOSSIP_SILENCE: Duration = Duration::from_secs(15);
+    /// How long a topic of gossip that has neighbours rests between joining peers met on links, for each makes room for
+    /// the newcomer by letting others go.
+    pub const GOSSIP_REST: Duration = Duration::from_secs(60);
+    /// How often gossip may dial; what it has saved of that, up to what one topic begins with, it may spend at once. A
+    /// hundred nodes that all dialled whom they heard of would leave two cores no time for anything else.
+    pub const GOSSIP_DIALS_EVERY: Duration = Duration::from_secs(1);
+    /// Peers that a topic of gossip begins with: as many as iroh-gossip has neighbours in one.
+    pub const GOSSIP_BEGINS_WITH: usize = 5;
     /// How long a dial may take; QUIC's own handshake time-out is 3 s.
     pub const DIAL: Duration = Duration::from_secs(2);
     /// Nodes below one node that it knows by name and way; 100 bytes each.

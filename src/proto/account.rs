@@ -150,7 +150,7 @@ impl Account {
             }
             Restore::Settled { source, ranges } => drop(self.table.insert(*source, ranges.clone())),
             Restore::Counted { origin, samples } => drop(self.counted.insert(*origin, *samples)),
-            Restore::Outbox { .. } | Restore::Evicted { .. } => {}
+            Restore::Outbox { .. } | Restore::Evicted { .. } | Restore::Retired(_) => {}
         }
     }
 

@@ -14,7 +14,7 @@ use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::account::{Account, AccountId};
 use crate::proto::aggregate::{JournalId, Source, Stats, Unit};
-use crate::proto::outbox::Outbox;
+use crate::proto::outbox::{Outbox, Renewal};
 use crate::proto::packet::Verdict;
 use crate::proto::ranges::RangeSet;
 use crate::proto::retirement::Retirement;
@@ -57,7 +57,10 @@ pub enum Record {
     /// The term of command that this node knows.
     Fence(Fence),
     /// What waits for an account goes to another one.
-    Retire(Retirement),
+    Retire {
+        retirement: Retirement,
+        renewal: Renewal,
+    },
     Restore(Restore),
 }
 
@@ -65,7 +68,7 @@ impl Record {
     /// Whether others lean on it so much that it is worth two copies: without a binding or a part of an account, samples
     /// could count twice.
     pub fn is_leaned_on(&self) -> bool {
-        matches!(self, Self::Bind { .. } | Self::Fence(_) | Self::Retire(_) | Self::Restore(_))
+        matches!(self, Self::Bind { .. } | Self::Fence(_) | Self::Retire { .. } | Self::Restore(_))
     }
 }
 
@@ -84,6 +87,8 @@ pub enum Restore {
     Settled { source: Source, ranges: RangeSet },
     /// How many samples of an origin the account has.
     Counted { origin: NodeId, samples: u64 },
+    /// A retirement that concerns the account here.
+    Retired(Retirement),
 }
 
 /// What a host said to a command.
@@ -149,7 +154,11 @@ impl Durable {
                 }
             }
             Record::Fence(fence) => self.fence = self.fence.max(Some(*fence)),
-            Record::Retire(retirement) => self.retire(retirement),
+            Record::Retire { retirement, renewal } => {
+                self.outbox.renew(retirement.retired, retirement.into, renewal);
+                self.retire(retirement);
+            }
+            Record::Restore(Restore::Retired(retirement)) => self.retire(retirement),
             Record::Restore(part @ (Restore::Outbox { .. } | Restore::Evicted { .. })) => self.outbox.restore(part),
             Record::Restore(part) => {
                 if let Some(account) = &mut self.account {
@@ -176,7 +185,6 @@ impl Durable {
     }
 
     fn retire(&mut self, retirement: &Retirement) {
-        self.outbox.renew(retirement.retired, retirement.into);
         let own = self.account.as_ref().map(|account| account.id);
         if own == Some(retirement.retired) {
             self.account = Some(Account::new(retirement.successor()));
@@ -202,7 +210,7 @@ impl Durable {
         });
         std::iter::once(Record::Reserve(self.reserved))
             .chain(self.fence.map(Record::Fence))
-            .chain(self.retirements.iter().cloned().map(Record::Retire))
+            .chain(self.retirements.iter().cloned().map(|retirement| Record::Restore(Restore::Retired(retirement))))
             .chain(delivered)
             .chain(self.outbox.records())
             .chain(self.account.iter().flat_map(Account::records).map(Record::Restore))
@@ -259,7 +267,8 @@ mod tests {
             _ => {
                 let (key, own) = (Keypair::from_seed([7; 32]), durable.account.as_ref()?.id);
                 let (retired, into) = if n == 0 { (own, OTHER) } else { (OTHER, own) };
-                Record::Retire(Retirement::sign(&key, retired, into))
+                let renewal = outbox.renewal(retired);
+                Record::Retire { retirement: Retirement::sign(&key, retired, into), renewal }
             }
         })
     }

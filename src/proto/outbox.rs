@@ -53,6 +53,16 @@ impl Offer {
     }
 }
 
+/// The new sequences of samples that change accounts: whoever reads them again gives them the same, even if some of the
+/// samples are lost by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The oldest sequence of them, how many lie between it and the newest, and where it goes.
+    pub oldest: u64,
+    pub span: u64,
+    pub first: u64,
+}
+
 /// The journal's content. Every change to it is one [`crate::proto::durable::Record`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outbox {
@@ -171,18 +181,34 @@ impl Outbox {
         }
     }
 
-    /// Gives what waits for an account that will not commit it new sequences, behind all others: the old ones were
-    /// told to other accounts as void. To do it twice is to do it once.
-    pub fn renew(&mut self, account: AccountId, heir: AccountId) {
+    /// Where what waits for an account would go on, behind everything else.
+    pub fn renewal(&self, account: AccountId) -> Renewal {
+        let oldest = self.oldest(account).unwrap_or(self.next);
+        let newest = self.samples.keys().rev().find(|&&sequence| self.account_of(sequence) == Some(account));
+        Renewal { oldest, span: newest.map_or(0, |newest| newest + 1 - oldest), first: self.next }
+    }
+
+    /// Gives what waits for an account that will not commit it new sequences: the old ones were told to other accounts as
+    /// void. To do it twice is to do it once.
+    pub fn renew(&mut self, account: AccountId, heir: AccountId, renewal: &Renewal) {
+        let Renewal { oldest, span, first } = *renewal;
+        let end = first.saturating_add(span);
+        let waiting = self.samples.range(oldest..oldest.saturating_add(span)).map(|(_, sample)| sample);
+        let moved: Vec<_> = waiting.filter(|s| self.account_of(s.sequence) == Some(account)).cloned().collect();
         if self.bindings.last().is_some_and(|&(_, bound)| bound == account) {
-            self.bindings.push((self.next, heir));
+            self.bindings.push((first, heir));
         }
-        let bound = self.samples.values().filter(|sample| self.account_of(sample.sequence) == Some(account));
-        for sample in bound.cloned().collect::<Vec<_>>() {
+        self.skipped += end.saturating_sub(self.next.max(first));
+        self.next = self.next.max(end);
+        for sample in moved {
             self.take(sample.sequence);
             self.evicted.insert(sample.sequence, sample.sequence);
-            self.skipped += 1;
-            self.put(Arc::new(Sample { sequence: self.next, ..(*sample).clone() }));
+            self.put(Arc::new(Sample { sequence: sample.sequence - oldest + first, ..(*sample).clone() }));
+        }
+        // No sample will have what is left over in between.
+        if span > 0 {
+            self.evicted.insert(first, end - 1);
+            self.samples.range(first..end).for_each(|(&sequence, _)| self.evicted.remove(sequence, sequence));
         }
     }
 
@@ -459,13 +485,33 @@ mod tests {
         let mut outbox = filled(1..=20);
         outbox.bind(1, X);
         outbox.truncate(X, 15);
-        outbox.renew(X, Y);
-        outbox.renew(X, Y);
+        let renewal = outbox.renewal(X);
+        outbox.renew(X, Y, &renewal);
+        outbox.renew(X, Y, &renewal);
         assert_eq!((outbox.acknowledged(), outbox.depth(), outbox.evicted()), (20, 5, 0));
         assert_eq!(outbox.waiting(), BTreeMap::from([(Some(Y), 5)]));
         let (offer, _) = outbox.offer(me(), Y, 1, Limits::OFFER_BYTES).unwrap();
         // What the heir may have been told to be void is not offered to it, and its prefix closes over it.
         assert_eq!((offer.samples[0].sequence, offer.void), (21, RangeSet::of(1, 20)));
+    }
+
+    #[test]
+    fn what_changes_accounts_gets_the_same_sequences_when_samples_before_it_are_lost() {
+        let renewed = |kept: &[u64]| {
+            let mut outbox = Outbox::new(9);
+            outbox.bind(1, X);
+            let all = filled(1..=5);
+            all.since(1).filter(|s| kept.contains(&s.sequence)).for_each(|s| outbox.put(Arc::new(s.clone())));
+            outbox.renew(X, Y, &Renewal { oldest: 2, span: 4, first: 6 });
+            outbox.put(Arc::new(Sample { sequence: 10, priority: Priority::Normal, metrics: vec![("n".into(), 1.0)] }));
+            outbox
+        };
+        let whole = renewed(&[2, 3, 4, 5]);
+        assert_eq!((whole.sequences().collect::<Vec<_>>(), whole.acknowledged()), (vec![6, 7, 8, 9, 10], 6));
+        let mut damaged = renewed(&[2, 4]);
+        assert_eq!((damaged.sequences().collect::<Vec<_>>(), damaged.acknowledged()), (vec![6, 8, 10], 6));
+        assert_eq!(damaged.give_up_lost(), 3, "1, 3 and 5, which nobody has settled");
+        assert_eq!(drained(&mut damaged, &mut [Account::new(Y)]), 3);
     }
 
     #[test]

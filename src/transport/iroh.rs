@@ -1,23 +1,21 @@
 //! The iroh adapter: QUIC with our own endpoint; no relay, no lookup, no public service is ever contacted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::{FutureExt, StreamExt};
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::endpoint::{
     Connection, ConnectionError, IdleTimeout, PortmapperConfig, QuicTransportConfig, RecvStream, SendStream, presets,
 };
 use iroh::protocol::{AcceptError, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey};
-use iroh_gossip::api::{Event, GossipSender};
 use iroh_gossip::net::Gossip;
-use iroh_gossip::proto::TopicId;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::timeout;
 
@@ -26,6 +24,7 @@ use crate::limits::Limits;
 use crate::messages::wire::{PREFIX, frame_length};
 use crate::proto::beacon::Scope;
 use crate::proto::link::{CloseReason, ConnId};
+use crate::transport::gossip::{GossipCommand, Restraint, Topics};
 use crate::transport::{Gate, MeshConnection, MeshTransport, Received, TransportError};
 
 /// How long the end of a connection waits for the peer to take what was sent before.
@@ -66,19 +65,6 @@ impl Registry {
     }
 }
 
-enum GossipCommand {
-    Broadcast(Vec<Scope>, Bytes),
-    Listen(BTreeSet<Scope>),
-    Join(EndpointId),
-}
-
-/// What one topic is asked.
-#[derive(Clone)]
-enum TopicCommand {
-    Broadcast(Bytes),
-    Join(EndpointId),
-}
-
 impl IrohTransport {
     /// Binds the socket and begins to accept.
     pub async fn start(key: &Keypair, formation: FormationId, listen: SocketAddr) -> Result<Arc<Self>, TransportError> {
@@ -103,6 +89,7 @@ impl IrohTransport {
             .map_err(|error| refused(error.to_string()))?
             .portmapper_config(PortmapperConfig::Disabled)
             .transport_config(timers)
+            .hooks(Restraint::new())
             .address_lookup(lookup.clone())
             .bind()
             .await
@@ -117,9 +104,7 @@ impl IrohTransport {
             .spawn();
         let (hearing, heard) = mpsc::channel(Limits::MAILBOX_DATA);
         let (commands, asked) = mpsc::channel(Limits::MAILBOX_DATA);
-        let (met, joined) = (BTreeSet::new(), BTreeMap::new());
-        let topics = Topics { gossip, formation, gate: gate.clone(), hearing, met, joined };
-        tokio::spawn(topics.run(asked));
+        tokio::spawn(Topics::new(gossip, formation, gate.clone(), hearing).run(asked));
         Ok(Arc::new(Self {
             me: key.id(),
             endpoint,
@@ -154,113 +139,6 @@ impl ProtocolHandler for Acceptor {
             connection.close(CloseReason::Crowded);
         }
         Ok(())
-    }
-}
-
-/// The topics of a node: one for each scope that it listens to.
-struct Topics {
-    gossip: Gossip,
-    formation: FormationId,
-    gate: Gate,
-    hearing: mpsc::Sender<Bytes>,
-    /// Peers met on links, where new topics begin.
-    met: BTreeSet<EndpointId>,
-    joined: BTreeMap<Scope, mpsc::Sender<TopicCommand>>,
-}
-
-impl Topics {
-    async fn run(mut self, mut asked: mpsc::Receiver<GossipCommand>) {
-        while let Some(command) = asked.recv().await {
-            match command {
-                GossipCommand::Broadcast(scopes, message) => {
-                    for topic in scopes.iter().filter_map(|scope| self.joined.get(scope)) {
-                        // Beacons are repeated; one that finds the queue full is dropped.
-                        let _ = topic.try_send(TopicCommand::Broadcast(message.clone()));
-                    }
-                }
-                GossipCommand::Join(peer) => {
-                    if self.met.len() >= 64 {
-                        self.met.pop_first();
-                    }
-                    self.met.insert(peer);
-                    for topic in self.joined.values() {
-                        let _ = topic.try_send(TopicCommand::Join(peer));
-                    }
-                }
-                GossipCommand::Listen(scopes) => self.listen(&scopes),
-            }
-        }
-    }
-
-    /// A topic ends when its sender is dropped.
-    fn listen(&mut self, scopes: &BTreeSet<Scope>) {
-        self.joined.retain(|scope, _| scopes.contains(scope));
-        for scope in scopes.iter().filter(|scope| !self.joined.contains_key(scope)).cloned().collect::<Vec<_>>() {
-            let (commands, asked) = mpsc::channel(Limits::MAILBOX_DATA);
-            let (gossip, gate, hearing) = (self.gossip.clone(), self.gate.clone(), self.hearing.clone());
-            let topic = topic_of(self.formation, &scope);
-            tokio::spawn(run_topic(gossip, topic, gate, self.met.clone(), asked, hearing));
-            self.joined.insert(scope, commands);
-        }
-    }
-}
-
-fn topic_of(formation: FormationId, scope: &Scope) -> TopicId {
-    TopicId::from_bytes(blake3::derive_key("tussock topic 1", format!("{:?} {scope:?}", formation.0).as_bytes()))
-}
-
-/// One gossip topic, joined anew whenever the gate changes, as if the wires had been cut.
-async fn run_topic(
-    gossip: Gossip,
-    topic: TopicId,
-    gate: Gate,
-    mut met: BTreeSet<EndpointId>,
-    mut asked: mpsc::Receiver<TopicCommand>,
-    hearing: mpsc::Sender<Bytes>,
-) {
-    let mut changes = gate.changes();
-    loop {
-        let passing = |id: &EndpointId| !gate.blocks(&NodeId::from_bytes(*id.as_bytes()));
-        let bootstrap: Vec<_> = met.iter().copied().filter(passing).collect();
-        let Ok(subscription) = gossip.subscribe(topic, bootstrap).await else { return };
-        let (sender, mut receiver) = subscription.split();
-        loop {
-            tokio::select! {
-                biased;
-                changed = changes.changed() => match changed {
-                    Ok(()) => break,
-                    Err(_) => return,
-                },
-                command = asked.recv() => match command {
-                    Some(command) => obey(command, &sender, &mut met).await,
-                    None => return,
-                },
-                event = receiver.next() => match event.and_then(Result::ok) {
-                    Some(Event::Received(message)) if passing(&message.delivered_from) => {
-                        // Beacons are repeated: when they come faster than they are read, the newest is dropped.
-                        let _ = hearing.try_send(message.content);
-                    }
-                    Some(Event::Lagged) | None => break,
-                    Some(_) => {}
-                },
-            }
-        }
-    }
-}
-
-async fn obey(command: TopicCommand, sender: &GossipSender, met: &mut BTreeSet<EndpointId>) {
-    let done = match command {
-        TopicCommand::Broadcast(message) => sender.broadcast(message).await,
-        TopicCommand::Join(peer) => {
-            if met.len() >= 64 {
-                met.pop_first();
-            }
-            met.insert(peer);
-            sender.join_peers(vec![peer]).await
-        }
-    };
-    if let Err(error) = done {
-        tracing::debug!(%error, "gossip");
     }
 }
 

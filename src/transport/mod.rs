@@ -1,6 +1,7 @@
 //! The port to the outside: connections that carry frames, and a broadcast that carries beacons.
 
 mod gate;
+mod gossip;
 pub mod implicit;
 mod index;
 pub mod iroh;

@@ -1,6 +1,8 @@
 //! Fifty processes on fifty hosts: killed with -9, frozen, cut in two, all killed at once; and every sample accounted for.
+//! A hundred that form the tree as planned, and what that costs the network.
 //!
-//! Needs to be root and iproute2. Without, it is skipped, unless `TUSSOCK_REQUIRE_NETNS=1` says that it must not be.
+//! Needs Linux and to be root. Without, it is skipped, unless `TUSSOCK_REQUIRE_NETNS=1` says that it must not be.
+#![cfg(target_os = "linux")]
 
 mod net;
 // What it does not need the tests of a few processes do.
@@ -13,14 +15,13 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::sync::{Mutex, MutexGuard};
 
-use net::Net;
+use net::{Cut, Links, Net};
 use support::{Place, Running, name};
 
-const SQUADS: usize = 6;
-const HOSTS: usize = 50;
-/// Hosts on the side of the company: it, a platoon and every other of the rest.
-const HALF: usize = 26;
+/// How the links are where nothing else is said.
+const LINKS: Links = Links { delay: Duration::from_millis(5), jitter: Duration::from_millis(5), loss: 0.01, cut: None };
 
 struct Host {
     name: String,
@@ -32,25 +33,23 @@ struct Fleet {
     net: Net,
     place: Place,
     hosts: Vec<Host>,
+    /// By level, where it is not the default.
+    most_children: BTreeMap<&'static str, usize>,
     peers: BTreeMap<usize, String>,
 }
 
 impl Fleet {
-    fn new(net: Net) -> Self {
-        // On the left the company and one half of each level, on the right the other.
-        let levels = [("platoon", 1), ("squad", SQUADS / 2), ("platform", HALF - 2 - SQUADS / 2)];
-        let right = [("platoon", 1), ("squad", SQUADS / 2), ("platform", HOSTS - HALF - 1 - SQUADS / 2)];
-        let mut hosts = vec![Host { name: "company-0".into(), level: "company", node: None }];
-        let mut counts = BTreeMap::new();
-        for (level, count) in levels.into_iter().chain(right) {
+    /// So many of each level, in this order; the first of each is number nought.
+    fn new(net: Net, levels: &[(&'static str, usize)]) -> Self {
+        let mut hosts: Vec<Host> = vec![];
+        for &(level, count) in levels {
             for _ in 0..count {
-                let n: &mut usize = counts.entry(level).or_default();
+                let n = hosts.iter().filter(|host| host.level == level).count();
                 hosts.push(Host { name: format!("{level}-{n}"), level, node: None });
-                *n += 1;
             }
         }
-        assert_eq!(hosts.len(), HOSTS);
-        Self { net, place: Place::new(), hosts, peers: BTreeMap::new() }
+        net.set(LINKS);
+        Self { net, place: Place::new(), hosts, most_children: BTreeMap::new(), peers: BTreeMap::new() }
     }
 
     /// Starts a process; it knows the company and the platoons.
@@ -61,6 +60,8 @@ impl Fleet {
         let mut arguments: Vec<&str> = vec!["run", "--name", name, "--level", level, "--data-dir", &data_dir];
         arguments.extend(["--listen", &listen, "--telemetry-stdin", "--set", "telemetry.machine_health=false"]);
         arguments.extend(["--set", "transport.open=true", "--set", "partition.timeout=5s"]);
+        let most = format!("topology.max_children={}", self.most_children.get(level).unwrap_or(&16));
+        arguments.extend(["--set", &most]);
         for peer in self.peers.iter().filter(|(peer, _)| **peer != i).map(|(_, peer)| peer) {
             arguments.extend(["--peer", peer]);
         }
@@ -73,7 +74,7 @@ impl Fleet {
     }
 
     fn start_all(&mut self) {
-        let mut order: Vec<_> = (0..HOSTS).collect();
+        let mut order: Vec<_> = (0..self.hosts.len()).collect();
         order.sort_by_key(|&i| !matches!(self.hosts[i].level, "company" | "platoon"));
         order.into_iter().for_each(|i| self.start(i));
     }
@@ -136,18 +137,40 @@ impl Fleet {
     }
 }
 
-#[test]
-fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
-    let net = match Net::new(HOSTS, HALF) {
-        Ok(net) => net,
+/// Namespaces, if there may be any, for one test at a time: two cores do not carry both.
+fn net(hosts: usize) -> Option<(Net, MutexGuard<'static, ()>)> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+    let turn = ONE_AT_A_TIME.blocking_lock();
+    match Net::new(hosts) {
+        Ok(net) => Some((net, turn)),
         Err(why) if std::env::var_os("TUSSOCK_REQUIRE_NETNS").is_some_and(|value| value == "1") => {
             panic!("network namespaces are required: {why}")
         }
-        Err(why) => return eprintln!("skipped, for there are no network namespaces here: {why}"),
-    };
-    let mut fleet = Fleet::new(net);
+        Err(why) => {
+            eprintln!("skipped, for there are no network namespaces here: {why}");
+            None
+        }
+    }
+}
+
+#[test]
+fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
+    const HOSTS: usize = 50;
+    const SQUADS: usize = 6;
+    // On one side the company and half of each level, on the other the rest.
+    const HALF: usize = 26;
+    let half = [("company", 1), ("platoon", 1), ("squad", SQUADS / 2), ("platform", HALF - 2 - SQUADS / 2)];
+    let other = [("platoon", 1), ("squad", SQUADS / 2), ("platform", HOSTS - HALF - 1 - SQUADS / 2)];
+    let Some((net, _turn)) = net(HOSTS) else { return };
+    let mut fleet = Fleet::new(net, &[&half[..], &other].concat());
     fleet.start_all();
     fleet.until_all_are_below_the_company("the tree stands");
+
+    fleet.until("every platform is below a squad", |fleet| {
+        let parents = fleet.parents(0);
+        let below = |parent: &Option<String>| parent.as_ref().is_some_and(|parent| parent.starts_with("squad"));
+        parents.len() == HOSTS && parents.iter().all(|(name, parent)| !name.starts_with("platform") || below(parent))
+    });
 
     // The squad with the most children is killed.
     let parents = fleet.parents(0);
@@ -179,6 +202,14 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     fleet.start(dead);
     fleet.until_all_are_below_the_company("the squad is back");
 
+    // A tenth of all packets is lost for a while, and the squad is killed once more.
+    fleet.net.set(Links { loss: 0.1, ..LINKS });
+    fleet.hosts[dead].node.take().unwrap().kill();
+    fleet.until_all_are_below_the_company("its orphans have parents over lossy links");
+    fleet.start(dead);
+    fleet.until_all_are_below_the_company("the squad is back over lossy links");
+    fleet.net.set(LINKS);
+
     // Another is frozen for a while.
     let frozen = (0..HOSTS).find(|&i| fleet.hosts[i].level == "squad" && i != dead).unwrap();
     fleet.node(frozen).send("-STOP");
@@ -188,7 +219,7 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     fleet.until_all_are_below_the_company("the frozen squad is back");
 
     // The link between the halves is cut: each goes on by itself.
-    fleet.net.cut();
+    fleet.net.set(Links { cut: Some((HALF, Cut::BothWays)), ..LINKS });
     let deputy = (HALF..HOSTS).find(|&i| fleet.hosts[i].level == "platoon").unwrap();
     fleet.until("the right side leads itself", |fleet| {
         fleet.status(deputy)["partition"] != Value::Null && fleet.parents(deputy).len() == HOSTS - HALF
@@ -199,20 +230,20 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
         let (_, answered) = fleet.place.json(&["command", "everyone", "hold", "--data-dir", data_dir]);
         assert_eq!(answered["data"]["acknowledged"], size, "{answered:#}");
     }
-    fleet.net.heal();
+    fleet.net.set(LINKS);
     let healed = fleet.until_all_are_below_the_company("one tree again");
     assert!(healed <= Duration::from_secs(30), "{healed:?}");
 
     // The right side hears nothing from the left any more, and the left side all that the right says.
     let deputy_id = fleet.node(deputy).id.clone();
-    fleet.net.cut_one_way();
+    fleet.net.set(Links { cut: Some((HALF, Cut::OneWay)), ..LINKS });
     fleet.until("the company knows that the other platoon does not hear it", |fleet| {
         let removed = |event: &Value| event["event"] == "peer_removed" && event["child"]["id"] == deputy_id;
         let mut events = fleet.events(0).filter(removed);
         events.next_back().is_some_and(|event| event["reason"] == "the peer does not hear this node")
     });
     fleet.until("the right side leads itself again", |fleet| fleet.status(deputy)["partition"] != Value::Null);
-    fleet.net.heal();
+    fleet.net.set(LINKS);
     fleet.until_all_are_below_the_company("one tree after the link was dead in one direction");
 
     // Everybody is killed in the middle of it.
@@ -244,4 +275,32 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     println!("{acknowledged} samples acknowledged, {counted} counted");
     assert_eq!(acknowledged, counted);
     assert!(acknowledged > 500, "{acknowledged}");
+}
+
+#[test]
+fn a_hundred_hosts_form_the_tree_as_planned() {
+    let Some((net, _turn)) = net(100) else { return };
+    let mut fleet = Fleet::new(net, &[("company", 1), ("platoon", 2), ("squad", 8), ("platform", 89)]);
+    fleet.most_children = BTreeMap::from([("platoon", 4), ("squad", 12)]);
+    fleet.start_all();
+    let started = Instant::now();
+    let children = |i| fleet.status(i)["children"].as_array().unwrap().len();
+    let of = |level| (0..fleet.hosts.len()).filter(|&i| fleet.hosts[i].level == level).map(children).collect();
+    loop {
+        let (company, platoons, squads): (Vec<_>, Vec<_>, Vec<_>) = (of("company"), of("platoon"), of("squad"));
+        if company == [2] && platoons == [4, 4] && squads.iter().sum::<usize>() == 89 {
+            println!("as planned, with {squads:?} platforms: {:.1} s", started.elapsed().as_secs_f64());
+            break;
+        }
+        let waited = started.elapsed();
+        assert!(waited < Duration::from_secs(240), "never as planned: {company:?} {platoons:?} {squads:?}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    // Connections that nobody needs are closed by and by.
+    std::thread::sleep(Duration::from_secs(30));
+    let (before, since) = (fleet.net.bytes(), Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    let megabits = (fleet.net.bytes() - before) as f64 * 8.0 / 1e6 / since.elapsed().as_secs_f64();
+    println!("a hundred idle hosts: {megabits:.2} Mbit/s");
+    assert!(megabits <= 10.0);
 }

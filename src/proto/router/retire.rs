@@ -16,7 +16,8 @@ impl Machine {
     pub(super) fn retire(&mut self, now: Time, request: RequestId, retirement: Retirement, effects: &mut Vec<Effect>) {
         let result = self.may_retire(&retirement).map(|()| retirement.clone());
         if result.is_ok() && self.durable.retirement(retirement.retired).is_none() {
-            self.persist(vec![Record::Retire(retirement)], effects);
+            let renewal = self.durable.outbox.renewal(retirement.retired);
+            self.persist(vec![Record::Retire { retirement, renewal }], effects);
             self.offer_again(now);
             self.pump(now, effects);
         }
@@ -73,7 +74,8 @@ impl Machine {
         if self.owner_of(retirement.into) != Some(retirement.by) || !retirement.is_signed() {
             return effects.push(Effect::Dropped("foreign_retirement"));
         }
-        self.persist(vec![Record::Retire(retirement)], effects);
+        let renewal = self.durable.outbox.renewal(account);
+        self.persist(vec![Record::Retire { retirement, renewal }], effects);
         self.offer_again(now);
         self.placed(now, Arc::clone(&self.view), effects);
     }

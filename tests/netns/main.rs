@@ -130,10 +130,10 @@ impl Fleet {
     }
 
     /// When a node first had a new parent since then.
-    fn moved_at(&self, i: usize, since: Timestamp) -> Timestamp {
+    fn moved_at(&self, i: usize, since: Timestamp) -> Option<Timestamp> {
         let moves = self.events(i).filter(|event| event["event"] == "peer_changed");
         let moves = moves.filter_map(|event| event["at"].as_str()?.parse().ok()).filter(|at| *at > since);
-        moves.min().expect("it has another parent")
+        moves.min()
     }
 }
 
@@ -189,9 +189,11 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     fleet.until("every orphan has another parent", |fleet| {
         orphans.iter().all(|&i| name(&fleet.status(i)["parent"]).is_some_and(|parent| parent != victim))
     });
-    let took = |i: &usize| fleet.moved_at(*i, killed).duration_since(killed).as_secs_f64();
-    let mut took: Vec<_> = orphans.iter().map(took).collect();
+    // One or the other may have left of its own accord just before.
+    let moved = orphans.iter().filter_map(|&i| fleet.moved_at(i, killed));
+    let mut took: Vec<_> = moved.map(|at| at.duration_since(killed).as_secs_f64()).collect();
     took.sort_by(f64::total_cmp);
+    assert!(took.len() >= 5, "{took:?} of {orphans:?}");
     println!(
         "{} orphans: half after {:.2} s, all after {:.2} s",
         took.len(),

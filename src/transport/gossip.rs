@@ -159,8 +159,7 @@ fn noted(done: Result<(), ApiError>) {
 }
 
 /// What keeps the connections of gossip few. iroh-gossip 0.101 dials whomever its overlays name, all at once, and keeps
-/// each connection whose peer it has replaced or let go (its issue 145), which the endpoint then keeps alive. Of fifty
-/// nodes each had four hundred.
+/// each connection whose peer it has replaced or let go (its issue 145), which the endpoint then keeps alive.
 #[derive(Debug)]
 pub(super) struct Restraint {
     /// When the next dial may begin.

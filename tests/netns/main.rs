@@ -298,11 +298,16 @@ fn a_hundred_hosts_form_the_tree_as_planned() {
         assert!(waited < Duration::from_secs(240), "never as planned: {company:?} {platoons:?} {squads:?}");
         std::thread::sleep(Duration::from_secs(1));
     }
-    // Connections that nobody needs are closed by and by.
-    std::thread::sleep(Duration::from_secs(30));
-    let (before, since) = (fleet.net.bytes(), Instant::now());
-    std::thread::sleep(Duration::from_secs(10));
-    let megabits = (fleet.net.bytes() - before) as f64 * 8.0 / 1e6 / since.elapsed().as_secs_f64();
-    println!("a hundred idle hosts: {megabits:.2} Mbit/s");
-    assert!(megabits <= 10.0);
+    // Gossip comes to rest by and by, and what it does not need any more is closed.
+    let started = Instant::now();
+    loop {
+        let (before, since) = (fleet.net.bytes(), Instant::now());
+        std::thread::sleep(Duration::from_secs(10));
+        let megabits = (fleet.net.bytes() - before) as f64 * 8.0 / 1e6 / since.elapsed().as_secs_f64();
+        println!("a hundred idle hosts after {:.0} s: {megabits:.1} Mbit/s", started.elapsed().as_secs_f64());
+        if megabits <= 10.0 {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(180), "never at most 10 Mbit/s");
+    }
 }

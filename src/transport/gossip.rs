@@ -224,9 +224,9 @@ mod tests {
         let accepting = async { there.accept().await.unwrap().await.unwrap() };
         let (dialled, accepted) = tokio::join!(here.connect(address, iroh_gossip::ALPN), accepting);
         let dialled = dialled.unwrap();
-        let closing = tokio::spawn(close_when_unused(dialled.weak_handle(), Duration::from_millis(400)));
+        let closing = tokio::spawn(close_when_unused(dialled.weak_handle(), Duration::from_secs(1)));
         let mut stream = dialled.open_uni().await.unwrap();
-        for _ in 0..10 {
+        for _ in 0..25 {
             stream.write_all(b"a beacon").await.unwrap();
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -67,9 +67,7 @@ impl Links {
 impl Net {
     /// So many hosts; why not, if this may not be done here.
     pub fn new(hosts: usize) -> io::Result<Self> {
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(1).on_thread_start(hurry).enable_all().build()?;
-        let (mut spaces, mut ports) = (vec![], vec![]);
+        let (mut spaces, mut devices) = (vec![], vec![]);
         for host in 0..hosts {
             // A thread moves into a new namespace, and makes the device there.
             let made = std::thread::spawn(move || {
@@ -78,10 +76,14 @@ impl Net {
                 io::Result::Ok((File::open("/proc/thread-self/ns/net")?, device))
             });
             let (space, device) = made.join().expect("it does not panic")?;
-            let _entered = runtime.enter();
             spaces.push(space);
-            ports.push(AsyncDevice::new(device)?);
+            devices.push(device);
         }
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).on_thread_start(hurry).enable_all().build()?;
+        let entered = runtime.enter();
+        let ports = devices.into_iter().map(AsyncDevice::new).collect::<io::Result<_>>()?;
+        drop(entered);
         let (links, under_way, bytes) = Default::default();
         let switch = Arc::new(Switch { ports, links, under_way, bytes });
         for host in 0..hosts {

@@ -176,7 +176,11 @@ impl Relay {
     /// first.
     pub fn fold_unit(&mut self, now: Time, level: Level, child: NodeId, number: u64, unit: Arc<Unit>) {
         let group = (unit.account, level);
-        let same = |part: &Part| matches!(part, Part::Unit { child: c, number: n, .. } if (*c, *n) == (child, number));
+        // By what is in it too: a child that has restarted numbers its units from the beginning.
+        let same = |part: &Part| {
+            matches!(part, Part::Unit { child: c, number: n, unit: u }
+                if (*c, *n) == (child, number) && u.provenance == unit.provenance)
+        };
         let mut known = self.open.get(&group).is_some_and(|window| window.parts.iter().any(same));
         self.send_again(now, unit.account, |kept| {
             let again = kept.unit.provenance.overlaps(&unit.provenance) && kept.parts.iter().any(same);
@@ -424,5 +428,21 @@ mod tests {
         // What is not kept any more is folded like anything new.
         relay.sweep(later + KEEP);
         assert_eq!(again(&mut relay, later + KEEP), [vec![id(2), id(3)]]);
+    }
+
+    #[test]
+    fn a_unit_of_a_restarted_child_is_not_taken_for_that_of_its_last_life() {
+        let mut relay = Relay::new(WINDOW, 1024, false, 0);
+        let fold = |relay: &mut Relay, sequences: RangeSet| {
+            let mut unit = Unit::empty(ACCOUNT);
+            unit.provenance.0.entry(offer(3, ACCOUNT).source()).or_default().counted = sequences;
+            unit.totals.samples = unit.provenance.samples();
+            relay.fold_unit(Time::ZERO, Level::PLATFORM, id(9), 5, Arc::new(unit));
+            relay.close_due(Time::ZERO + WINDOW);
+            relay.next_unsent(ACCOUNT).map(|(_, unit)| unit.totals.samples)
+        };
+        assert_eq!(fold(&mut relay, RangeSet::of(1, 3)), Some(3));
+        assert_eq!(fold(&mut relay, RangeSet::of(1, 3)), None);
+        assert_eq!(fold(&mut relay, RangeSet::of(2, 9)), Some(8));
     }
 }

@@ -22,6 +22,8 @@ impl Limits {
     pub const KNOWN_PEERS: usize = 20_000;
     /// Neighbours in the beacon table, the weakest claim (oldest) leaving first; 300 bytes each.
     pub const NEIGHBOURS: usize = 20_000;
+    /// How often owners of state are asked to drop what has expired; what has is ignored before that too.
+    pub const SWEEP: Duration = Duration::from_secs(5);
     /// Beacons kept for the next start: enough contacts to find the others again.
     pub const KEPT_BEACONS: usize = 1_024;
     /// How long a node without a parent waits at most before it turns again to whoever failed it.

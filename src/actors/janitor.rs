@@ -1,18 +1,15 @@
 //! The JanitorActor: owns the schedule of sweeps; each owner expires its own state.
 
-use std::time::Duration;
-
 use ractor::ActorCell;
 
 use crate::actors::address::Address;
 use crate::actors::context::Context;
 use crate::actors::shell::Subject;
+use crate::limits::Limits;
 use crate::messages::{JanitorMessage, Subsystem};
 use crate::proto::node::Input;
 use crate::proto::{beacon, router};
 use crate::time::Time;
-
-const ROUND: Duration = Duration::from_secs(5);
 
 pub struct Janitor {
     context: Context,
@@ -24,7 +21,7 @@ impl Subject for Janitor {
     const SUBSYSTEM: Subsystem = Subsystem::Janitor;
 
     async fn start(context: &Context, _me: &ActorCell, _warm: bool) -> Result<Self, String> {
-        Ok(Self { context: context.clone(), round_at: context.now() + ROUND })
+        Ok(Self { context: context.clone(), round_at: context.now() + Limits::SWEEP })
     }
 
     fn address(context: &Context) -> &Address<JanitorMessage> {
@@ -38,7 +35,7 @@ impl Subject for Janitor {
     }
 
     fn tick(&mut self, now: Time) {
-        self.round_at = now + ROUND;
+        self.round_at = now + Limits::SWEEP;
         self.context.give(Input::Beacon(beacon::Input::Sweep));
         self.context.give(Input::Router(router::Input::Sweep));
     }

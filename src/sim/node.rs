@@ -57,6 +57,8 @@ pub struct SimNode {
     pub deferred: Vec<Happening>,
     pub(super) shown: Option<Arc<View>>,
     pub(super) tick_at: Option<Time>,
+    /// When its clock will show that owners of state drop what has expired.
+    pub(super) sweep_at: Time,
     pub(super) indices: Rc<BTreeMap<NodeId, usize>>,
     pub(super) bootstrap: Vec<NodeId>,
     /// Whom the last run heard, the latest first, as its disk keeps them.
@@ -139,6 +141,7 @@ pub(super) fn sim_node(
         deferred: Vec::new(),
         shown: None,
         tick_at: None,
+        sweep_at: Time::ZERO,
         indices,
         bootstrap,
         remembered: Vec::new(),

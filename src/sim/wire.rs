@@ -169,7 +169,9 @@ impl World {
         let Some((link, side)) = self.network.conn(conn) else { return };
         let to = link.ends[1 - side].node;
         link.used = now;
-        let bytes = codec::encode(&beat).len() + 1;
+        self.scratch.clear();
+        codec::encode_into(&beat, &mut self.scratch);
+        let bytes = self.scratch.len() + 1;
         self.recorder.wire("heartbeat", bytes + DATAGRAM_OVERHEAD);
         let quality = self.network.quality(i, to);
         if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {

@@ -272,6 +272,7 @@ impl World {
         sim.shown = Some(node.view().clone());
         sim.node = Some(node);
         sim.tick_at = None;
+        sim.sweep_at = sim.local(now) + Limits::SWEEP;
         sim.overlay = self.overlay.len();
         self.overlay.push(sim.overlay);
         for known in [sim.bootstrap.clone(), sim.remembered.clone()] {
@@ -376,6 +377,11 @@ impl World {
         let mut out = std::mem::take(&mut self.outputs);
         if let Some(node) = &mut sim.node {
             node.tick(local, &mut out);
+            if local >= sim.sweep_at {
+                sim.sweep_at = local + Limits::SWEEP;
+                node.step(local, Input::Beacon(beacon::Input::Sweep), &mut out);
+                node.step(local, Input::Router(router::Input::Sweep), &mut out);
+            }
         }
         self.follow(i, out);
         self.rearm(i);
@@ -398,7 +404,8 @@ impl World {
 
     pub(super) fn rearm(&mut self, i: usize) {
         let sim = &mut self.nodes[i];
-        let Some(deadline) = sim.node.as_ref().and_then(Node::deadline) else { return };
+        let Some(node) = &sim.node else { return };
+        let deadline = node.deadline().map_or(sim.sweep_at, |deadline| deadline.min(sim.sweep_at));
         let at = sim.instant(deadline).max(self.now);
         if sim.tick_at.is_none_or(|scheduled| at < scheduled) {
             sim.tick_at = Some(at);

@@ -94,6 +94,8 @@ pub struct Detector {
     doubt: f64,
     /// How much further apart than their interval beats come, smoothed. Some go early, with those of other links.
     lateness: Duration,
+    /// How far beyond a beat's interval silence may go before the first probe; it follows from both.
+    patience: Duration,
     /// A probe that measures the round trip, until it is answered.
     probe: Option<(u32, Time)>,
     /// The round trip and its deviation, smoothed, and how many were measured.
@@ -103,7 +105,7 @@ pub struct Detector {
 
 impl Detector {
     pub fn new(now: Time, interval: Duration) -> Self {
-        Self {
+        let mut new = Self {
             wanted: interval,
             theirs: interval,
             interval,
@@ -117,10 +119,17 @@ impl Detector {
             loss: 0.0,
             doubt: UNKNOWN_LOSS,
             lateness: UNKNOWN_LATENESS,
+            patience: Duration::ZERO,
             probe: None,
             trip: None,
             trips: 0,
-        }
+        };
+        new.adapt();
+        new
+    }
+
+    fn adapt(&mut self) {
+        self.patience = (self.interval / PATIENCE).max(self.lateness * LATENESS);
     }
 
     /// This side wants beats so often from now on.
@@ -137,6 +146,7 @@ impl Detector {
         let interval = self.wanted.min(self.theirs);
         if interval != self.interval {
             (self.interval, self.beat_at, self.beaten) = (interval, now, None);
+            self.adapt();
             if self.series.is_none() {
                 self.heard = now;
             }
@@ -209,6 +219,7 @@ impl Detector {
                 let longest = APART.max(2 * self.interval);
                 if let Some(apart) = before.map(|before| now.since(before)).filter(|apart| *apart < longest) {
                     self.lateness = smoothed(self.lateness, apart.saturating_sub(self.interval), SMOOTH);
+                    self.adapt();
                 }
             }
         } else if sequence > 0 && known - sequence > ASTRAY {
@@ -275,9 +286,9 @@ impl Detector {
 
     fn probe_at(&self, lag: Duration) -> Time {
         match self.series {
-            None => self.heard + self.interval + self.patience() + lag * OWN_LAG,
+            None => self.heard + (self.interval + self.patience + lag * OWN_LAG),
             // Counted from the last probe in fact: a node that lags itself does not spend them all at once.
-            Some(series) => series.last + self.spacing() + lag * OWN_LAG,
+            Some(series) => series.last + (self.spacing() + lag * OWN_LAG),
         }
     }
 
@@ -286,7 +297,7 @@ impl Detector {
         if now < self.heard + STALL {
             return 0.0;
         }
-        let silent_since = if series.again { series.began } else { self.heard + self.patience() };
+        let silent_since = if series.again { series.began } else { self.heard + self.patience };
         let late = lag * OWN_LAG;
         let missing = now.since(silent_since + late).as_micros() / self.interval.as_micros();
         let answered_by = self.slowest_trip() + late;
@@ -298,10 +309,6 @@ impl Detector {
         let unanswered = 1.0 - (1.0 - lost) * (1.0 - lost);
         let borne = FALSE_ALARM * self.interval.as_secs_f64().min(1.0);
         (missing as f64 * lost.ln() + overdue as f64 * unanswered.ln()) / borne.ln()
-    }
-
-    fn patience(&self) -> Duration {
-        (self.interval / PATIENCE).max(self.lateness * LATENESS)
     }
 
     fn spacing(&self) -> Duration {

@@ -245,6 +245,15 @@ pub struct WireSpans {
 }
 
 impl WireUnit {
+    /// What it takes on the wire, about.
+    pub fn bytes(&self) -> usize {
+        let ranges: usize = self.entries.iter().map(|entry| entry.counted.len() + entry.void.len()).sum();
+        let metrics: usize = self.totals.metrics.keys().map(|name| 40 + name.len()).sum();
+        let sketches: usize = self.totals.sketches.values().map(Sketch::bytes).sum();
+        // A sketch's bins are an eighth of what they are in memory.
+        64 + 40 * self.fresh.len() + 4 * self.entries.len() + 4 * ranges + metrics + sketches / 8
+    }
+
     pub fn is_possible(&self) -> bool {
         self.fresh.len() <= Limits::UNIT_SOURCES
             && self.entries.len() <= Limits::UNIT_SOURCES
@@ -469,6 +478,13 @@ mod tests {
         assert_eq!(Decoder::default().decode(wire), Err(Unreadable::Impossible));
     }
 
+    /// The size of an encoded unit, which it says itself about.
+    fn size_of(wire: &WireUnit) -> usize {
+        let size = codec::encode(wire).len();
+        assert!((size / 2..=2 * size).contains(&wire.bytes()), "{size} bytes taken for {}", wire.bytes());
+        size
+    }
+
     #[test]
     fn a_summary_of_a_hundred_members_is_small() {
         let (mut encoder, mut size) = (Encoder::new(7), 0);
@@ -481,7 +497,7 @@ mod tests {
                     unit.add(source(n), &Sample { sequence, priority: Priority::Normal, metrics });
                 }
             }
-            size = codec::encode(&encoder.encode(round, &unit)).len();
+            size = size_of(&encoder.encode(round, &unit));
         }
         assert!(size <= 512 + 8 * 100, "{size} bytes");
     }
@@ -503,7 +519,7 @@ mod tests {
             }
             let median = unit.totals.quantile("metric-0", 0.5).unwrap();
             assert!((median - 29.8).abs() <= 0.02 * 29.8 + 0.2, "{median}");
-            size = codec::encode(&encoder.encode(round, &unit)).len();
+            size = size_of(&encoder.encode(round, &unit));
         }
         assert!(size <= 1_536 + 8 * 100, "{size} bytes");
     }

@@ -2,6 +2,7 @@
 //!
 //! What waits in a queue of the network delays everything behind it, heartbeats too. So the window grows with every
 //! receipt that comes about as soon as the soonest one did, and shrinks when they come later (as LEDBAT's does; RFC 6817).
+//! It grows only as far as it is used (as TCP's should; RFC 7661): a trickle shows nothing of what a link takes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -69,13 +70,15 @@ impl Flow {
         let first = self.number + 1 - self.sent.len() as u64;
         let count = number.saturating_add(1).saturating_sub(first).min(self.sent.len() as u64) as usize;
         let Some(&(sent, _)) = count.checked_sub(1).and_then(|last| self.sent.get(last)) else { return };
+        let is_used = self.under_way * 2 >= self.window;
         let bytes: usize = self.sent.drain(..count).map(|(_, bytes)| bytes).sum();
         self.under_way -= bytes;
         self.trip = now.since(sent);
         self.least = self.least.min(self.trip);
-        if self.trip <= self.least + QUEUE {
+        let is_late = self.trip > self.least + QUEUE;
+        if !is_late && is_used {
             self.window = (self.window + bytes).min(Limits::IN_FLIGHT * Limits::OFFER_BYTES);
-        } else if now >= self.eased_at + self.trip {
+        } else if is_late && now >= self.eased_at + self.trip {
             (self.window, self.eased_at) = ((self.window * 3 / 4).max(LEAST), now);
         }
     }
@@ -85,9 +88,10 @@ impl Flow {
         (!self.sent.is_empty()).then(|| self.heard_at + Limits::RECEIPT.max(PATIENCE * self.trip))
     }
 
+    /// What was under way is lost, perhaps for there was too much of it.
     pub fn forget(&mut self) {
         self.sent.clear();
-        self.under_way = 0;
+        (self.under_way, self.window) = (0, LEAST);
     }
 }
 
@@ -135,6 +139,25 @@ mod tests {
         // 800 Mbit/s.
         let (rate, _) = run(100_000, 2 * MS);
         assert!(rate >= 90_000, "{rate} bytes in a millisecond");
+    }
+
+    #[test]
+    fn a_window_grows_only_as_far_as_it_is_used() {
+        let (mut flow, mut now) = (Flow::new(Time::ZERO), Time::ZERO);
+        let mut round = |flow: &mut Flow, bytes| {
+            let number = flow.send(now, bytes);
+            now = now + MS;
+            flow.receipt(now, number);
+        };
+        // A trickle for a long time.
+        (0..10_000).for_each(|_| round(&mut flow, LEAST / 4));
+        assert_eq!(flow.room(), LEAST);
+        round(&mut flow, LEAST);
+        assert_eq!(flow.room(), 2 * LEAST);
+        // What is lost may have been too much.
+        flow.send(now, LEAST);
+        flow.forget();
+        assert_eq!(flow.room(), LEAST);
     }
 
     #[test]

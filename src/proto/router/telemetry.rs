@@ -266,7 +266,8 @@ impl Machine {
                 let Some((number, unit)) = self.telemetry.relay.next_unsent(account) else { break };
                 let wire = self.telemetry.encoder.encode(number, &unit);
                 self.telemetry.counts.forwarded += unit.totals.samples;
-                self.send_up(now, way, Payload::Unit(wire), unit.bytes(), effects);
+                let bytes = wire.bytes();
+                self.send_up(now, way, Payload::Unit(wire), bytes, effects);
             }
         }
     }

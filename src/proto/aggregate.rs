@@ -164,6 +164,15 @@ impl Provenance {
         })
     }
 
+    /// What is counted in both.
+    pub fn common(&self, other: &Self) -> Self {
+        let common = |(source, spans): (&Source, &Spans)| {
+            let counted = spans.counted.intersection(&other.0.get(source)?.counted);
+            (!counted.is_empty()).then(|| (*source, Spans { counted, void: RangeSet::new() }))
+        };
+        Self(self.0.iter().filter_map(common).collect())
+    }
+
     pub fn extend(&mut self, other: &Self) {
         for (source, spans) in &other.0 {
             let own = self.0.entry(*source).or_default();

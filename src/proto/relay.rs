@@ -331,10 +331,10 @@ impl Relay {
             if provenance.is_within(have) {
                 continue;
             }
-            let overlaps = provenance.overlaps(have);
+            let have = provenance.common(have);
             match part {
-                Part::Unit { child, number, .. } if overlaps => {
-                    asks.push(Ask { child, unit: number, have: have.clone() });
+                Part::Unit { child, number, .. } if !have.0.is_empty() => {
+                    asks.push(Ask { child, unit: number, have });
                 }
                 Part::Unit { child, number, unit } => {
                     self.window(now, group).push(Part::Unit { child, number, unit });

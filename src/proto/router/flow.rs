@@ -77,7 +77,7 @@ impl Flow {
         self.least = self.least.min(self.trip);
         let is_late = self.trip > self.least + QUEUE;
         if !is_late && is_used {
-            self.window = (self.window + bytes).min(Limits::IN_FLIGHT * Limits::OFFER_BYTES);
+            self.window = (self.window + bytes * LEAST / self.window).min(Limits::IN_FLIGHT * Limits::OFFER_BYTES);
         } else if is_late && now >= self.eased_at + self.trip {
             (self.window, self.eased_at) = ((self.window * 3 / 4).max(LEAST), now);
         }

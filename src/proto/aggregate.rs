@@ -233,6 +233,8 @@ pub struct WireUnit {
     /// The sender's number for it.
     pub number: u64,
     pub account: AccountId,
+    /// Whether some of it was sent before, and may be on its way.
+    pub again: bool,
     /// Which dictionary of the sender's the slots belong to, and which unit under it this is, from 0.
     pub dictionary: u32,
     pub position: u64,
@@ -314,6 +316,7 @@ impl Encoder {
         WireUnit {
             number,
             account: unit.account,
+            again: false,
             dictionary: self.dictionary,
             position,
             first_fresh,

@@ -17,7 +17,7 @@ use crate::limits::Limits;
 use crate::proto::account::{Account, AccountId, Judgement, Mark};
 use crate::proto::aggregate::{Provenance, Source, Unit};
 use crate::proto::outbox::{Offer, Outbox};
-use crate::proto::relay::Relay;
+use crate::proto::relay::{Group, Relay};
 use crate::proto::sample::{Priority, Sample};
 use crate::time::Time;
 
@@ -74,7 +74,7 @@ enum Hop {
 #[derive(Clone, Debug)]
 enum Message {
     Offer { to: Hop, offer: Offer },
-    Unit { to: Hop, from: usize, number: u64, unit: Arc<Unit> },
+    Unit { to: Hop, from: usize, number: u64, unit: Arc<Unit>, again: bool },
     Split { to: usize, number: u64, have: Provenance },
     Mark(Mark),
 }
@@ -208,7 +208,8 @@ impl World {
             outbox.bind(from, wanted);
         }
         let mut offers = Vec::new();
-        if let Some((offer, after)) = outbox.offer(origin_id(i), wanted, origin.cursor, Limits::OFFER_BYTES) {
+        if let Some((mut offer, after)) = outbox.offer(origin_id(i), wanted, origin.cursor, Limits::OFFER_BYTES) {
+            offer.again = offer.samples[0].sequence <= origin.offered;
             origin.cursor = after;
             origin.offered = origin.offered.max(after - 1);
             offers.push((main, offer));
@@ -239,10 +240,10 @@ impl World {
     fn send_units(&mut self, i: usize) {
         self.relays[i].close_due(self.now + Duration::from_secs(2));
         for owner in 0..ROOTS {
-            while let Some((number, unit)) = self.relays[i].next_unsent(account(owner)) {
+            while let Some((number, unit, again)) = self.relays[i].next_unsent(account(owner)) {
                 let misled = self.breaks(Rule::CommitOwnAccount) && self.rng.random_bool(0.2);
                 let to = self.hop(if misled { 1 - owner } else { owner }, i + 1);
-                self.network.push_back(Message::Unit { to, from: i, number, unit });
+                self.network.push_back(Message::Unit { to, from: i, number, unit, again });
             }
         }
     }
@@ -265,10 +266,11 @@ impl World {
                 }
                 self.mark(r, source);
             }
-            Message::Unit { to: Hop::Relay(j), from, number, unit } => {
-                self.relays[j].fold_unit(self.now, Level::SQUAD, relay_id(from), number, unit);
+            Message::Unit { to: Hop::Relay(j), from, number, unit, again } => {
+                let group = Group { account: unit.account, level: Level::SQUAD, again };
+                self.relays[j].fold_unit(self.now, group, relay_id(from), number, unit);
             }
-            Message::Unit { to: Hop::Root(r), from, number, unit } => {
+            Message::Unit { to: Hop::Root(r), from, number, unit, .. } => {
                 if unit.account != account(r) && !self.breaks(Rule::CommitOwnAccount) {
                     return;
                 }

@@ -32,6 +32,8 @@ pub struct Offer {
     pub account: AccountId,
     /// Sequences of this journal that will never be counted in this account.
     pub void: RangeSet,
+    /// Whether some were offered before, and may be on their way.
+    pub again: bool,
     pub samples: Vec<Arc<Sample>>,
 }
 
@@ -256,7 +258,7 @@ impl Outbox {
         });
         let samples: Vec<_> = fitting.map(|(_, sample)| sample.clone()).collect();
         let last = samples.last()?.sequence;
-        let offer = Offer { origin, journal: self.journal, account, void: void.before(last), samples };
+        let offer = Offer { origin, journal: self.journal, account, void: void.before(last), again: false, samples };
         Some((offer, last + 1))
     }
 

@@ -57,8 +57,14 @@ impl Part {
     }
 }
 
-/// What one window takes: samples for one account, from one group. A group is the level that its members have here.
-type Group = (AccountId, Level);
+/// What one window takes: samples for one account, from the members of one level here. What goes again may be on its way
+/// already, and what it is folded with would be asked for in parts: it stays apart from what is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Group {
+    pub account: AccountId,
+    pub level: Level,
+    pub again: bool,
+}
 
 #[derive(Clone, Debug)]
 struct Window {
@@ -99,6 +105,8 @@ impl Window {
 #[derive(Clone, Debug)]
 struct Kept {
     level: Level,
+    /// Whether it was sent before, or what is in it was.
+    again: bool,
     unit: Arc<Unit>,
     parts: Vec<Part>,
     since: Time,
@@ -149,22 +157,26 @@ impl Relay {
     /// Folds in samples from their origin, a member of the group of `level`. Those that are here already are left aside:
     /// folded again they would overlap with themselves all the way up.
     pub fn fold_offer(&mut self, now: Time, level: Level, offer: &Offer) {
-        let (group, source) = ((offer.account, level), offer.source());
+        let (account, source) = (offer.account, offer.source());
+        let group = Group { account, level, again: offer.again };
         let (Some(first), Some(last)) = (offer.samples.first(), offer.samples.last()) else { return };
         let offered = RangeSet::of(first.sequence, last.sequence);
-        let shared = |unit: &Unit| Some(unit.provenance.0.get(&source)?.counted.intersection(&offered));
-        let mut kept = RangeSet::new();
-        self.send_again(now, offer.account, |known| {
-            let common = shared(&known.unit).unwrap_or_default();
-            kept.extend(&common);
+        let mut here = RangeSet::new();
+        let mut holds = |unit: &Unit| {
+            let Some(spans) = unit.provenance.0.get(&source) else { return false };
+            let common = spans.counted.intersection(&offered);
+            here.extend(&common);
             !common.is_empty()
-        });
+        };
+        for window in self.open_for(account) {
+            holds(&window.unit);
+        }
+        self.send_again(now, account, |kept| holds(&kept.unit));
         for sample in &offer.samples {
-            let window = self.window(now, group);
-            let open = window.unit.provenance.0.get(&source).map(|spans| &spans.counted);
-            if kept.contains(sample.sequence) || open.is_some_and(|open| open.contains(sample.sequence)) {
+            if here.contains(sample.sequence) {
                 continue;
             }
+            let window = self.window(now, group);
             window.push(Part::Sample(source, sample.clone()));
             // Before the window closes: without it the root would wait for what never comes.
             window.unit.provenance.0.entry(source).or_default().void.extend(&offer.void);
@@ -172,16 +184,15 @@ impl Relay {
         }
     }
 
-    /// Folds in the unit of a child in the group of `level`. If it does not fit into the open window that one is closed
+    /// Folds in the unit of a child, which is in that group. If it does not fit into the open window that one is closed
     /// first.
-    pub fn fold_unit(&mut self, now: Time, level: Level, child: NodeId, number: u64, unit: Arc<Unit>) {
-        let group = (unit.account, level);
+    pub fn fold_unit(&mut self, now: Time, group: Group, child: NodeId, number: u64, unit: Arc<Unit>) {
         // By what is in it too: a child that has restarted numbers its units from the beginning.
         let same = |part: &Part| {
             matches!(part, Part::Unit { child: c, number: n, unit: u }
                 if (*c, *n) == (child, number) && u.provenance == unit.provenance)
         };
-        let mut known = self.open.get(&group).is_some_and(|window| window.parts.iter().any(same));
+        let mut known = self.open_for(group.account).any(|window| window.parts.iter().any(same));
         self.send_again(now, unit.account, |kept| {
             let again = kept.unit.provenance.overlaps(&unit.provenance) && kept.parts.iter().any(same);
             known |= again;
@@ -202,14 +213,18 @@ impl Relay {
     fn send_again(&mut self, now: Time, account: AccountId, mut holds: impl FnMut(&Kept) -> bool) {
         for (&number, kept) in self.kept.iter_mut().filter(|(_, kept)| kept.unit.account == account) {
             if holds(kept) && now.since(kept.queued) >= AGAIN && !self.unsent.contains(&number) {
-                kept.queued = now;
+                (kept.queued, kept.again) = (now, true);
                 self.unsent.push_back(number);
             }
         }
     }
 
+    fn open_for(&self, account: AccountId) -> impl Iterator<Item = &Window> {
+        self.open.iter().filter(move |(group, _)| group.account == account).map(|(_, window)| window)
+    }
+
     fn window(&mut self, now: Time, group: Group) -> &mut Window {
-        self.open.entry(group).or_insert_with(|| Window::new(group.0, now, self.quantiles))
+        self.open.entry(group).or_insert_with(|| Window::new(group.account, now, self.quantiles))
     }
 
     fn close_if_full(&mut self, now: Time, group: Group) {
@@ -232,8 +247,8 @@ impl Relay {
         self.unsent.push_back(self.next);
         let bytes = window.bytes + window.unit.bytes();
         self.kept_bytes += bytes;
-        let (level, unit, parts) = (group.1, Arc::new(window.unit), window.parts);
-        self.kept.insert(self.next, Kept { level, unit, parts, since: now, queued: now, bytes });
+        let (Group { level, again, .. }, unit, parts) = (group, Arc::new(window.unit), window.parts);
+        self.kept.insert(self.next, Kept { level, again, unit, parts, since: now, queued: now, bytes });
         while self.kept.len() > Limits::RELAY_UNITS || self.kept_bytes > Limits::RELAY_BYTES {
             self.forget_oldest();
             self.evicted += 1;
@@ -265,16 +280,21 @@ impl Relay {
         self.open.values().map(|window| window.opened + self.window).min()
     }
 
-    /// The next unit to send to a parent whose root owns `account`.
-    pub fn next_unsent(&mut self, account: AccountId) -> Option<(u64, Arc<Unit>)> {
+    /// The next unit to send to a parent whose root owns `account`, and whether it goes again.
+    pub fn next_unsent(&mut self, account: AccountId) -> Option<(u64, Arc<Unit>, bool)> {
         let i = self.unsent.iter().position(|n| self.kept.get(n).is_some_and(|kept| kept.unit.account == account))?;
         let number = self.unsent.remove(i)?;
-        Some((number, self.kept[&number].unit.clone()))
+        let kept = &self.kept[&number];
+        Some((number, kept.unit.clone(), kept.again))
     }
 
     /// A new parent, or one that lost what it had: everything that is not known to be committed goes again.
     pub fn resend_all(&mut self) {
-        self.unsent = self.kept.keys().copied().collect();
+        let unsent = std::mem::take(&mut self.unsent);
+        for (number, kept) in &mut self.kept {
+            kept.again |= !unsent.contains(number);
+            self.unsent.push_back(*number);
+        }
     }
 
     /// Forgets what is committed, and what is too old to be asked for.
@@ -321,7 +341,7 @@ impl Relay {
     pub fn split(&mut self, now: Time, number: u64, have: &Provenance) -> Vec<Ask> {
         let Some(kept) = self.forget(number) else { return Vec::new() };
         self.unsent.retain(|unsent| *unsent != number);
-        let group = (kept.unit.account, kept.level);
+        let group = Group { account: kept.unit.account, level: kept.level, again: true };
         let void = kept.unit.provenance.0.iter().map(|(source, spans)| (*source, spans.void.clone()));
         let void: BTreeMap<_, _> = void.collect();
         self.close(now, group);
@@ -360,10 +380,12 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::aggregate::Totals;
     use crate::proto::sample::Priority;
 
     const ACCOUNT: AccountId = AccountId([1; 16]);
     const WINDOW: Duration = Duration::from_secs(1);
+    const GROUP: Group = Group { account: ACCOUNT, level: Level::PLATFORM, again: false };
 
     fn id(n: u8) -> NodeId {
         NodeId::from_bytes([n; 32])
@@ -371,12 +393,19 @@ mod tests {
 
     fn offer(n: u8, account: AccountId) -> Offer {
         let sample = Sample { sequence: 1, priority: Priority::Normal, metrics: vec![("t".into(), 1.0)] };
-        Offer { origin: id(n), journal: 1, account, void: RangeSet::new(), samples: vec![Arc::new(sample)] }
+        Offer {
+            origin: id(n),
+            journal: 1,
+            account,
+            void: RangeSet::new(),
+            again: false,
+            samples: vec![Arc::new(sample)],
+        }
     }
 
     fn origins(relay: &mut Relay, account: AccountId) -> Vec<Vec<NodeId>> {
         let units = std::iter::from_fn(|| relay.next_unsent(account));
-        units.map(|(_, unit)| unit.provenance.0.keys().map(|source| source.origin).collect()).collect()
+        units.map(|(_, unit, _)| unit.provenance.0.keys().map(|source| source.origin).collect()).collect()
     }
 
     #[test]
@@ -393,12 +422,54 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_again_is_apart_from_what_is_new() {
+        let mut relay = Relay::new(WINDOW, 1024, false, 0);
+        let again = |n: u8| Offer { again: true, ..offer(n, ACCOUNT) };
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(2, ACCOUNT));
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &again(3));
+        // It is in the window of what is new.
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &again(2));
+        relay.close_due(Time::ZERO + WINDOW);
+        let unsent = |relay: &mut Relay| {
+            let units = std::iter::from_fn(|| relay.next_unsent(ACCOUNT));
+            units.map(|(_, unit, again)| (unit.provenance.0.keys().next().unwrap().origin, again)).collect::<Vec<_>>()
+        };
+        assert_eq!(unsent(&mut relay), [(id(2), false), (id(3), true)]);
+        // To the next parent all goes again but what is sent first now.
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(4, ACCOUNT));
+        relay.close_due(Time::ZERO + WINDOW);
+        relay.resend_all();
+        assert_eq!(unsent(&mut relay), [(id(2), true), (id(3), true), (id(4), false)]);
+    }
+
+    #[test]
+    fn a_child_is_asked_for_what_lacks_of_its_own_unit() {
+        let mut relay = Relay::new(WINDOW, 1024, false, 0);
+        let unit = |n: u8, last: u64| {
+            let mut unit = Unit::empty(ACCOUNT);
+            unit.provenance.0.entry(offer(n, ACCOUNT).source()).or_default().counted = RangeSet::of(1, last);
+            Unit { totals: Totals { samples: last, ..Totals::default() }, ..unit }
+        };
+        for child in 2..=4 {
+            relay.fold_unit(Time::ZERO, GROUP, id(child), 5, Arc::new(unit(child, 10)));
+        }
+        relay.close_due(Time::ZERO + WINDOW);
+        let (number, ..) = relay.next_unsent(ACCOUNT).unwrap();
+        let mut have = unit(2, 10).provenance;
+        have.extend(&unit(3, 4).provenance);
+        // All of the first child's is there, part of the second's, nothing of the third's.
+        let ask = Ask { child: id(3), unit: 5, have: unit(3, 4).provenance };
+        assert_eq!(relay.split(Time::ZERO, number, &have), [ask]);
+        assert_eq!(origins(&mut relay, ACCOUNT), [[id(4)]]);
+    }
+
+    #[test]
     fn what_a_split_unit_lacks_is_folded_in_its_group() {
         let mut relay = Relay::new(WINDOW, 1024, false, 0);
         relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(2, ACCOUNT));
         relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(3, ACCOUNT));
         relay.close_due(Time::ZERO + WINDOW);
-        let (number, _) = relay.next_unsent(ACCOUNT).unwrap();
+        let (number, ..) = relay.next_unsent(ACCOUNT).unwrap();
         relay.fold_offer(Time::ZERO + WINDOW, Level::SQUAD, &offer(4, ACCOUNT));
         let mut have = Unit::empty(ACCOUNT);
         have.add(offer(2, ACCOUNT).source(), &offer(2, ACCOUNT).samples[0]);
@@ -417,7 +488,7 @@ mod tests {
         let later = Time::ZERO + WINDOW;
         let again = |relay: &mut Relay, now| {
             relay.fold_offer(now, Level::PLATFORM, &offer(2, ACCOUNT));
-            relay.fold_unit(now, Level::PLATFORM, id(9), 5, child.clone());
+            relay.fold_unit(now, GROUP, id(9), 5, child.clone());
             relay.close_due(now + WINDOW);
             origins(relay, ACCOUNT)
         };
@@ -437,9 +508,9 @@ mod tests {
             let mut unit = Unit::empty(ACCOUNT);
             unit.provenance.0.entry(offer(3, ACCOUNT).source()).or_default().counted = sequences;
             unit.totals.samples = unit.provenance.samples();
-            relay.fold_unit(Time::ZERO, Level::PLATFORM, id(9), 5, Arc::new(unit));
+            relay.fold_unit(Time::ZERO, GROUP, id(9), 5, Arc::new(unit));
             relay.close_due(Time::ZERO + WINDOW);
-            relay.next_unsent(ACCOUNT).map(|(_, unit)| unit.totals.samples)
+            relay.next_unsent(ACCOUNT).map(|(_, unit, _)| unit.totals.samples)
         };
         assert_eq!(fold(&mut relay, RangeSet::of(1, 3)), Some(3));
         assert_eq!(fold(&mut relay, RangeSet::of(1, 3)), None);

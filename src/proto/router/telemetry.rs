@@ -10,12 +10,12 @@ use crate::id::NodeId;
 use crate::level::Level;
 use crate::limits::Limits;
 use crate::proto::account::{AccountId, Mark};
-use crate::proto::aggregate::{Decoder, Encoder, Provenance, Source, Unit, Unreadable};
+use crate::proto::aggregate::{Decoder, Encoder, Provenance, Source, Unit, Unreadable, WireUnit};
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
 use crate::proto::outbox::{Offer, WhenFull};
 use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
-use crate::proto::relay::Relay;
+use crate::proto::relay::{Group, Relay};
 use crate::proto::router::flow::Flow;
 use crate::proto::router::machine::{Effect, Machine, RequestId, Settings};
 use crate::proto::router::route::decide;
@@ -263,8 +263,8 @@ impl Machine {
         self.offer_strays(now, account, effects);
         if let Some(way) = self.way_up() {
             while self.telemetry.flow.room() > 0 {
-                let Some((number, unit)) = self.telemetry.relay.next_unsent(account) else { break };
-                let wire = self.telemetry.encoder.encode(number, &unit);
+                let Some((number, unit, again)) = self.telemetry.relay.next_unsent(account) else { break };
+                let wire = WireUnit { again, ..self.telemetry.encoder.encode(number, &unit) };
                 self.telemetry.counts.forwarded += unit.totals.samples;
                 let bytes = wire.bytes();
                 self.send_up(now, way, Payload::Unit(wire), bytes, effects);
@@ -296,7 +296,8 @@ impl Machine {
                 return;
             }
             let offer = self.durable.outbox.offer(me, account, cursor, room);
-            let Some((offer, after)) = offer else { return };
+            let Some((mut offer, after)) = offer else { return };
+            offer.again = offer.samples.first().is_some_and(|first| first.sequence <= self.telemetry.offered);
             self.telemetry.cursor = after;
             self.telemetry.offered = self.telemetry.offered.max(after - 1);
             if self.commits(account) {
@@ -398,9 +399,9 @@ impl Machine {
         match packet.payload {
             Payload::Samples(offer) if offer.origin == from => self.received_offer(now, from, &offer, effects),
             Payload::Unit(wire) => {
-                let number = wire.number;
+                let (number, again) = (wire.number, wire.again);
                 match self.telemetry.decoders.entry(from).or_default().decode(wire) {
-                    Ok(unit) => self.received_unit(now, from, number, Arc::new(unit), effects),
+                    Ok(unit) => self.received_unit(now, from, number, Arc::new(unit), again, effects),
                     Err(Unreadable::Dictionary) => {
                         effects.push(Effect::Dropped("unknown_dictionary"));
                         effects.push(Effect::Send { peer: from, frame: RouterFrame::Dictionary });
@@ -442,11 +443,20 @@ impl Machine {
         Offer { samples: good, void, ..offer.clone() }
     }
 
-    fn received_unit(&mut self, now: Time, from: NodeId, number: u64, unit: Arc<Unit>, effects: &mut Vec<Effect>) {
+    fn received_unit(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        number: u64,
+        unit: Arc<Unit>,
+        again: bool,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.commits(unit.account) {
             return self.commit_unit(now, from, number, unit, effects);
         }
-        self.telemetry.relay.fold_unit(now, self.group_of(from), from, number, unit);
+        let group = Group { account: unit.account, level: self.group_of(from), again };
+        self.telemetry.relay.fold_unit(now, group, from, number, unit);
         self.pump(now, effects);
     }
 

@@ -77,7 +77,7 @@ fn sample(sequence: u64, value: f64) -> Arc<Sample> {
 
 /// The child offers samples.
 fn offered(number: u64, samples: Vec<Arc<Sample>>) -> RouterFrame {
-    let offer = Offer { origin: id(2), journal: 9, account: ACCOUNT, void: RangeSet::new(), samples };
+    let offer = Offer { origin: id(2), journal: 9, account: ACCOUNT, void: RangeSet::new(), again: false, samples };
     assert!(offer.is_possible());
     let packet = DataPacket {
         id: uuid::Uuid::nil(),

@@ -2,7 +2,7 @@
 //!
 //! All of it is volatile: a relay may lose everything, the origins offer again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -290,10 +290,10 @@ impl Relay {
 
     /// A new parent, or one that lost what it had: everything that is not known to be committed goes again.
     pub fn resend_all(&mut self) {
-        let unsent = std::mem::take(&mut self.unsent);
-        for (number, kept) in &mut self.kept {
-            kept.again |= !unsent.contains(number);
-            self.unsent.push_back(*number);
+        let first: BTreeSet<_> = self.unsent.drain(..).collect();
+        for (&number, kept) in &mut self.kept {
+            kept.again |= !first.contains(&number);
+            self.unsent.push_back(number);
         }
     }
 

@@ -173,13 +173,19 @@ impl World {
             count => nodes[self.rng.random_range(0..count)],
         };
         self.hold_down(node);
+        self.away += 1;
         let away = CHURN.mul_f64(self.rng.random_range(0.2..2.0));
         self.at(self.now + away, Happening::Back(node));
         self.churn(index);
     }
 
+    pub(super) fn comes_back(&mut self, i: usize) {
+        self.away -= 1;
+        self.let_up(i);
+    }
+
     /// What held the node down is over.
-    pub(super) fn let_up(&mut self, i: usize) {
+    fn let_up(&mut self, i: usize) {
         self.nodes[i].down = self.nodes[i].down.saturating_sub(1);
         if self.nodes[i].down == 0 && !self.nodes[i].is_up() {
             self.boot(i);

@@ -21,10 +21,13 @@ struct TreeCheck {
 }
 
 impl World {
-    /// Whether nothing is left to be done wherever a sink is in reach, and the tree stands or has had its time.
+    /// Whether everybody is there who is to come back, nothing is left to be done wherever a sink is in reach, and the
+    /// tree stands or has had its time.
     pub(super) fn is_settled(&self) -> bool {
         let had_its_time = self.now >= Time::ZERO + self.scenario.duration.0 + TREE_SETTLES;
-        self.pending_in_reach() == 0 && (had_its_time || self.tree_checks().iter().all(|check| check.held))
+        self.away == 0
+            && self.pending_in_reach() == 0
+            && (had_its_time || self.tree_checks().iter().all(|check| check.held))
     }
 
     /// Samples on disks of live nodes that a live sink owes a count: those bound to its account, and unbound ones.

@@ -83,7 +83,7 @@ pub enum Happening {
     FaultEnds(usize),
     /// It is time for another node to crash, for a fault of that place in the scenario.
     Churn(usize),
-    /// What held a node down is over.
+    /// Churn lets go of a node.
     Back(usize),
     Command(usize),
     Second,
@@ -147,6 +147,8 @@ pub struct World {
     outputs: Vec<Output>,
     seed: u64,
     over: bool,
+    /// How often churn holds a node down that is to come back.
+    pub(super) away: usize,
 }
 
 impl World {
@@ -202,6 +204,7 @@ impl World {
             outputs: Vec::new(),
             seed,
             over: false,
+            away: 0,
         };
         world.check_targets(text)?;
         world.schedule();
@@ -357,7 +360,7 @@ impl World {
             Happening::FaultBegins(i) => self.fault_begins(i),
             Happening::FaultEnds(i) => self.fault_ends(i),
             Happening::Churn(i) => self.churned(i),
-            Happening::Back(i) => self.let_up(i),
+            Happening::Back(i) => self.comes_back(i),
             Happening::Command(i) => self.command(i),
             Happening::Second => self.second(),
         }

@@ -10,6 +10,8 @@ use iroh::{EndpointAddr, EndpointId};
 use iroh_gossip::api::{ApiError, Event};
 use iroh_gossip::net::Gossip;
 use iroh_gossip::proto::TopicId;
+use rand::RngExt;
+use rand::seq::IteratorRandom;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -87,7 +89,7 @@ impl Topics {
         for scope in scopes.iter().filter(|scope| !self.joined.contains_key(scope)).cloned().collect::<Vec<_>>() {
             let (commands, asked) = mpsc::channel(Limits::MAILBOX_DATA);
             let (gossip, gate, hearing) = (self.gossip.clone(), self.gate.clone(), self.hearing.clone());
-            let topic = topic_of(self.formation, &scope);
+            let topic = Topic { id: topic_of(self.formation, &scope), heals: scope == Scope::Formation };
             tokio::spawn(run_topic(gossip, topic, gate, self.met.clone(), asked, hearing));
             self.joined.insert(scope, commands);
         }
@@ -98,10 +100,17 @@ fn topic_of(formation: FormationId, scope: &Scope) -> TopicId {
     TopicId::from_bytes(blake3::derive_key("tussock topic 1", format!("{:?} {scope:?}", formation.0).as_bytes()))
 }
 
+struct Topic {
+    id: TopicId,
+    /// Whether those met are joined again and again, so that an overlay in pieces becomes one. It is enough that one
+    /// topic does: whoever is heard there is linked to, and a link joins all topics.
+    heals: bool,
+}
+
 /// One gossip topic, joined anew whenever the gate changes, as if the wires had been cut.
 async fn run_topic(
     gossip: Gossip,
-    topic: TopicId,
+    topic: Topic,
     gate: Gate,
     mut met: Met,
     mut asked: mpsc::Receiver<TopicCommand>,
@@ -109,12 +118,15 @@ async fn run_topic(
 ) {
     let mut changes = gate.changes();
     let (mut waiting, mut next_join) = (Met::default(), Instant::now());
+    let mut rest = Limits::GOSSIP_RETRY;
+    let mut heal_at = Instant::now() + rest;
     loop {
         let passing = |id: &EndpointId| !gate.blocks(&NodeId::from_bytes(*id.as_bytes()));
         let bootstrap: Vec<_> = met.0.iter().copied().filter(passing).collect();
-        let Ok(subscription) = gossip.subscribe(topic, bootstrap).await else { return };
+        let Ok(subscription) = gossip.subscribe(topic.id, bootstrap).await else { return };
         let (sender, mut receiver) = subscription.split();
         loop {
+            let neighbours: Vec<_> = receiver.neighbors().collect();
             tokio::select! {
                 biased;
                 changed = changes.changed() => match changed {
@@ -126,23 +138,36 @@ async fn run_topic(
                     Some(TopicCommand::Join(peer)) => {
                         met.add(peer);
                         waiting.add(peer);
-                        if receiver.neighbors().next().is_none() {
+                        if neighbours.is_empty() {
                             next_join = Instant::now();
                         }
                     }
                     None => return,
                 },
                 () = sleep_until(next_join), if !waiting.0.is_empty() => {
-                    let peer = waiting.0.pop_front().filter(|peer| receiver.neighbors().all(|other| other != *peer));
+                    let peer = waiting.0.pop_front().filter(|peer| !neighbours.contains(peer));
                     if let Some(peer) = peer {
                         noted(sender.join_peers(vec![peer]).await);
                         next_join = Instant::now() + Limits::GOSSIP_REST;
                     }
                 }
+                () = sleep_until(heal_at), if neighbours.is_empty() || topic.heals => {
+                    let peer = met.0.iter().copied().filter(|peer| !neighbours.contains(peer)).choose(&mut rand::rng());
+                    if let Some(peer) = peer {
+                        noted(sender.join_peers(vec![peer]).await);
+                    }
+                    rest = if neighbours.is_empty() { rest * 2 } else { Limits::GOSSIP_HEALS };
+                    rest = rest.min(Limits::GOSSIP_HEALS);
+                    heal_at = Instant::now() + rest.mul_f64(rand::rng().random_range(0.5..1.0));
+                }
                 event = receiver.next() => match event.and_then(Result::ok) {
                     Some(Event::Received(message)) if passing(&message.delivered_from) => {
                         // Beacons are repeated: when they come faster than they are read, the newest is dropped.
                         let _ = hearing.try_send(message.content);
+                    }
+                    Some(Event::NeighborDown(_)) if receiver.neighbors().next().is_none() => {
+                        rest = Limits::GOSSIP_RETRY;
+                        heal_at = Instant::now() + rest;
                     }
                     Some(Event::Lagged) | None => break,
                     Some(_) => {}
@@ -208,7 +233,9 @@ async fn close_when_unused(connection: WeakConnectionHandle, silence: Duration) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use iroh::address_lookup::memory::MemoryLookup;
     use iroh::endpoint::presets;
+    use iroh::protocol::Router;
     use iroh::{Endpoint, RelayMode};
 
     async fn endpoint() -> Endpoint {
@@ -234,6 +261,42 @@ mod tests {
         closing.await.unwrap();
         assert!(dialled.close_reason().is_some());
         accepted.closed().await;
+    }
+
+    /// A node's topics, and what is heard there.
+    fn topics(endpoint: &Endpoint) -> (mpsc::Sender<GossipCommand>, mpsc::Receiver<Bytes>, Router) {
+        let gossip = Gossip::builder().spawn(endpoint.clone());
+        let router = Router::builder(endpoint.clone()).accept(iroh_gossip::ALPN, gossip.clone()).spawn();
+        let (commands, asked) = mpsc::channel(8);
+        let (hearing, heard) = mpsc::channel(8);
+        tokio::spawn(Topics::new(gossip, FormationId(*b"training"), Gate::default(), hearing).run(asked));
+        (commands, heard, router)
+    }
+
+    #[tokio::test]
+    async fn who_was_met_before_it_listened_is_joined_all_the_same() {
+        let (here, there) = (endpoint().await, endpoint().await);
+        let lookup = MemoryLookup::new();
+        here.address_lookup().unwrap().add(lookup.clone());
+        let addresses = there.bound_sockets().into_iter();
+        lookup.add_endpoint_info(addresses.fold(EndpointAddr::new(there.id()), EndpointAddr::with_ip_addr));
+        let ((ours, _, _here), (theirs, mut heard, _there)) = (topics(&here), topics(&there));
+        let everywhere = || BTreeSet::from([Scope::Formation]);
+        ours.send(GossipCommand::Listen(everywhere())).await.unwrap();
+        ours.send(GossipCommand::Join(there.id())).await.unwrap();
+        // Time for a join that reaches nobody.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        theirs.send(GossipCommand::Listen(everywhere())).await.unwrap();
+        let told = async {
+            loop {
+                let beacon = GossipCommand::Broadcast(vec![Scope::Formation], Bytes::from_static(b"a beacon"));
+                ours.send(beacon).await.unwrap();
+                if let Ok(Some(beacon)) = timeout(Duration::from_millis(100), heard.recv()).await {
+                    break beacon;
+                }
+            }
+        };
+        assert_eq!(timeout(Duration::from_secs(20), told).await.unwrap(), "a beacon");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,8 @@
 //! A node speaks to its own level around it, and listens to the levels above, where its parents are, and to the one
 //! below, where those are who look for one. A leaf that has a parent is silent: its parent knows it by the link, and
 //! introduces it to its siblings. Where a cell is crowded its nodes speak in half of it; a beacon says in how fine a
-//! cell its sender speaks, so listeners follow. The whole formation hears only roots, and who finds nobody.
+//! cell its sender speaks, so listeners follow. The whole formation hears who finds nobody, and who does not know where
+//! it is: no more of them than leaders, for leaves are silent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,8 +25,8 @@ const SIZES: usize = 2;
 pub enum Scope {
     /// Everybody.
     Formation,
-    /// Around the nodes of one level in a cell; those without a position are in none.
-    Cell(Level, Option<Cell>),
+    /// Around the nodes of one level in a cell.
+    Cell(Level, Cell),
 }
 
 /// How fine a level's cells are before anything is crowded: 3 km² for platforms, 32 or 64 times as much for each level
@@ -66,13 +67,13 @@ impl Fineness {
     }
 }
 
-/// Where a node of this level speaks.
+/// Where a node of this level speaks; one that does not know where it is speaks everywhere.
 pub fn spoken(level: Level, here: Option<GeoPoint>, fineness: Fineness) -> Scope {
-    Scope::Cell(level, here.map(|here| here.cell(fineness.bits(level))))
+    here.map_or(Scope::Formation, |here| Scope::Cell(level, here.cell(fineness.bits(level))))
 }
 
-/// Where a node listens to these levels: around it, in the sizes of cell in which somebody speaks, and to those without
-/// a position.
+/// Where a node listens to these levels: around it, in the sizes of cell in which somebody speaks, and to whoever speaks
+/// everywhere.
 pub fn heard(
     now: Time,
     levels: std::ops::RangeInclusive<u8>,
@@ -80,6 +81,7 @@ pub fn heard(
     neighbours: &Neighbours,
 ) -> BTreeSet<Scope> {
     let mut scopes = BTreeSet::from([Scope::Formation]);
+    let Some(here) = here else { return scopes };
     let mut sizes: BTreeMap<Level, BTreeMap<u8, usize>> = BTreeMap::new();
     for (_, neighbour) in neighbours.iter().filter(|(_, n)| n.is_fresh(now)) {
         let Beacon { effective_level: level, cell_bits, .. } = *neighbour.beacon;
@@ -88,13 +90,11 @@ pub fn heard(
         }
     }
     for level in levels.map(Level) {
-        scopes.insert(Scope::Cell(level, None));
-        let Some(here) = here else { continue };
         let mut bits: Vec<_> = sizes.remove(&level).unwrap_or_default().into_iter().collect();
         bits.sort_by_key(|&(bits, speakers)| (std::cmp::Reverse(speakers), bits));
         let bits = bits.into_iter().map(|(bits, _)| bits).take(SIZES).chain([base_bits(level)]);
         for bits in bits.collect::<BTreeSet<_>>() {
-            scopes.extend(here.cells_near(bits).into_iter().map(|cell| Scope::Cell(level, Some(cell))));
+            scopes.extend(here.cells_near(bits).into_iter().map(|cell| Scope::Cell(level, cell)));
         }
     }
     scopes
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_position_is_heard_by_its_level_everywhere() {
+    fn who_has_no_position_is_heard_everywhere() {
         let nowhere = spoken(Level::SQUAD, None, Fineness::default());
         assert!(heard(Time::ZERO, 1..=3, Some(here()), &Neighbours::default()).contains(&nowhere));
         assert!(heard(Time::ZERO, 1..=3, None, &Neighbours::default()).contains(&nowhere));

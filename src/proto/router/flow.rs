@@ -1,7 +1,8 @@
 //! How much may be under way to the parent: as much as its receipts show that the link takes without a queue.
 //!
-//! What waits in a queue of the network delays everything behind it, heartbeats too. So the window grows with every
-//! receipt that comes about as soon as the soonest one did, and shrinks when they come later (as LEDBAT's does; RFC 6817).
+//! What waits in a queue of the network delays everything behind it, heartbeats too. So the window grows by one least
+//! window in a round trip while receipts come about as soon as the soonest one did, and shrinks when they come later (as
+//! LEDBAT's does; RFC 6817).
 //! It grows only as far as it is used (as TCP's should; RFC 7661): a trickle shows nothing of what a link takes.
 
 use std::collections::VecDeque;
@@ -77,7 +78,8 @@ impl Flow {
         self.least = self.least.min(self.trip);
         let is_late = self.trip > self.least + QUEUE;
         if !is_late && is_used {
-            self.window = (self.window + bytes * LEAST / self.window).min(Limits::IN_FLIGHT * Limits::OFFER_BYTES);
+            let growth = (bytes as u64 * LEAST as u64 / self.window as u64) as usize;
+            self.window = (self.window + growth).min(Limits::IN_FLIGHT * Limits::OFFER_BYTES);
         } else if is_late && now >= self.eased_at + self.trip {
             (self.window, self.eased_at) = ((self.window * 3 / 4).max(LEAST), now);
         }

@@ -171,8 +171,8 @@ impl Rank {
 impl Chooser<'_> {
     /// The candidate's rank, or `None` if a gate stops it. Allocates nothing.
     pub fn rank(&self, candidate: &Candidate<'_>) -> Option<Rank> {
-        let beacon = candidate.beacon;
-        let open = GATES.iter().all(|&gate| self.passes(gate, candidate));
+        let (beacon, metres) = (candidate.beacon, self.distance_m(candidate.beacon));
+        let open = GATES.iter().all(|&gate| self.passes(gate, candidate, metres));
         open.then(|| Rank {
             id: beacon.id,
             preferred: self.preferred == Some(beacon.id),
@@ -180,7 +180,7 @@ impl Chooser<'_> {
             skips: beacon.effective_level.0 - self.effective_level.0 - 1,
             real: beacon.effective_level == beacon.level,
             rooted_first: self.impatient,
-            score: self.factors(candidate).iter().map(|(_, value, weight)| value * weight).sum(),
+            score: self.factors(candidate, metres).iter().map(|(_, value, weight)| value * weight).sum(),
         })
     }
 
@@ -193,7 +193,12 @@ impl Chooser<'_> {
 
     /// The gates in words, for `tussock why`.
     pub fn explain_gates(&self, candidate: &Candidate<'_>) -> Vec<Gate> {
-        let gate = |&gate| Gate { gate, passed: self.passes(gate, candidate), detail: self.detail(gate, candidate) };
+        let metres = self.distance_m(candidate.beacon);
+        let gate = |&gate| Gate {
+            gate,
+            passed: self.passes(gate, candidate, metres),
+            detail: self.detail(gate, candidate, metres),
+        };
         GATES.iter().map(gate).collect()
     }
 
@@ -205,10 +210,10 @@ impl Chooser<'_> {
             weight,
             contribution: value * weight,
         };
-        self.factors(candidate).iter().map(factor).collect()
+        self.factors(candidate, self.distance_m(candidate.beacon)).iter().map(factor).collect()
     }
 
-    fn passes(&self, gate: GateName, candidate: &Candidate<'_>) -> bool {
+    fn passes(&self, gate: GateName, candidate: &Candidate<'_>, metres: Option<f64>) -> bool {
         let beacon = candidate.beacon;
         match gate {
             GateName::HigherLevel => beacon.effective_level > self.effective_level && beacon.level >= self.level,
@@ -216,12 +221,12 @@ impl Chooser<'_> {
             GateName::Operational => beacon.operational,
             GateName::Fresh => candidate.fresh,
             GateName::FreeSlot => candidate.holds_slot || beacon.free_slots > 0,
-            GateName::InRange => self.distance_m(beacon).is_none_or(|metres| metres <= self.max_distance_m),
+            GateName::InRange => metres.is_none_or(|metres| metres <= self.max_distance_m),
             GateName::NotDescendant => !candidate.descendant,
         }
     }
 
-    fn detail(&self, gate: GateName, candidate: &Candidate<'_>) -> String {
+    fn detail(&self, gate: GateName, candidate: &Candidate<'_>, metres: Option<f64>) -> String {
         let beacon = candidate.beacon;
         match gate {
             GateName::HigherLevel if beacon.level < self.level => {
@@ -235,7 +240,7 @@ impl Chooser<'_> {
             }
             GateName::FreeSlot if candidate.holds_slot => "a slot is ours".into(),
             GateName::FreeSlot => format!("{} of {} slots free", beacon.free_slots, beacon.slots),
-            GateName::InRange => match self.distance_m(beacon) {
+            GateName::InRange => match metres {
                 Some(metres) => format!("{metres:.0} m of {:.0} m", self.max_distance_m),
                 None => "no position to measure".into(),
             },
@@ -245,10 +250,10 @@ impl Chooser<'_> {
         }
     }
 
-    fn factors(&self, candidate: &Candidate<'_>) -> [(&'static str, f64, f64); 7] {
+    fn factors(&self, candidate: &Candidate<'_>, metres: Option<f64>) -> [(&'static str, f64, f64); 7] {
         let (beacon, weights) = (candidate.beacon, &self.weights);
         let load = f64::from(beacon.free_slots) / f64::from(beacon.slots.max(1));
-        let proximity = match self.distance_m(beacon) {
+        let proximity = match metres {
             Some(metres) => (-metres / (self.max_distance_m / 3.0)).exp(),
             None => 0.5,
         };

@@ -11,7 +11,7 @@ use rand_pcg::Pcg32;
 use crate::id::{FormationId, NodeId};
 use crate::level::Level;
 use crate::limits::Limits;
-use crate::proto::beacon::scope::{self, Fineness, Scope};
+use crate::proto::beacon::scope::{self, Fineness, Hearing, Scope};
 use crate::proto::beacon::trickle::Trickle;
 use crate::proto::beacon::{Beacon, Description, Mobility, Neighbours, Observation, Seal, SelfPatch};
 use crate::proto::geo::GeoPoint;
@@ -113,7 +113,8 @@ pub struct Machine {
     /// Where the node spoke before, and for how many more beacons it does so still: its listeners must hear of the
     /// change.
     former: Option<(Vec<Scope>, u8)>,
-    listening: BTreeSet<Scope>,
+    /// What the node listens to: where it hears others, and where it speaks itself.
+    tuned: Option<(Hearing, Vec<Scope>)>,
     retune_at: Option<Time>,
     /// When somebody who called out is answered, and how many others have meanwhile.
     answer: Option<(Time, u32)>,
@@ -139,7 +140,7 @@ impl Machine {
             fineness: Fineness::default(),
             adapt_at: now + ADAPT,
             former: None,
-            listening: BTreeSet::new(),
+            tuned: None,
             retune_at: Some(now),
             answer: None,
             rng,
@@ -154,7 +155,7 @@ impl Machine {
         machine.neighbours.forgive(now);
         machine.trickle.hasten(now, &mut machine.rng);
         // Whoever listens for us may not have been told.
-        machine.listening = BTreeSet::new();
+        machine.tuned = None;
         machine.retune_at = Some(now);
         machine
     }
@@ -291,11 +292,11 @@ impl Machine {
         let lowest = lowest.min(view.level.0 + 1);
         let parent = view.path.waypoints.first().map(|parent| parent.effective_level.0);
         let levels = lowest..=parent.unwrap_or(self.settings.top_level.0 + Level::ABOVE_TOP);
-        let mut scopes = scope::heard(now, levels, self.description.position, &self.neighbours);
-        scopes.extend(self.scopes(now));
-        if scopes != self.listening {
-            self.listening.clone_from(&scopes);
-            effects.push(Effect::Listen(scopes));
+        let tuned = (Hearing::new(now, levels, self.description.position, &self.neighbours), self.scopes(now));
+        if self.tuned.as_ref() != Some(&tuned) {
+            let scopes = tuned.0.scopes().into_iter().chain(tuned.1.iter().cloned());
+            effects.push(Effect::Listen(scopes.collect()));
+            self.tuned = Some(tuned);
         }
     }
 

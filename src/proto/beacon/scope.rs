@@ -72,32 +72,47 @@ pub fn spoken(level: Level, here: Option<GeoPoint>, fineness: Fineness) -> Scope
     here.map_or(Scope::Formation, |here| Scope::Cell(level, here.cell(fineness.bits(level))))
 }
 
-/// Where a node listens to these levels: around it, in the sizes of cell in which somebody speaks, and to whoever speaks
+/// Where a node listens to some levels: around it, in the sizes of cell in which somebody speaks, and to whoever speaks
 /// everywhere.
-pub fn heard(
-    now: Time,
-    levels: std::ops::RangeInclusive<u8>,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hearing {
     here: Option<GeoPoint>,
-    neighbours: &Neighbours,
-) -> BTreeSet<Scope> {
-    let mut scopes = BTreeSet::from([Scope::Formation]);
-    let Some(here) = here else { return scopes };
-    let mut sizes: BTreeMap<Level, BTreeMap<u8, usize>> = BTreeMap::new();
-    for (_, neighbour) in neighbours.iter().filter(|(_, n)| n.is_fresh(now)) {
-        let Beacon { effective_level: level, cell_bits, .. } = *neighbour.beacon;
-        if levels.contains(&level.0) && cell_bits > 0 {
-            *sizes.entry(level).or_default().entry(cell_bits).or_default() += 1;
+    /// Each level, and the sizes of its cells.
+    sizes: BTreeSet<(Level, u8)>,
+}
+
+impl Hearing {
+    pub fn new(
+        now: Time,
+        levels: std::ops::RangeInclusive<u8>,
+        here: Option<GeoPoint>,
+        neighbours: &Neighbours,
+    ) -> Self {
+        let mut speakers: BTreeMap<(Level, u8), usize> = BTreeMap::new();
+        for (_, neighbour) in neighbours.iter().filter(|(_, n)| n.is_fresh(now)) {
+            let Beacon { effective_level: level, cell_bits, .. } = *neighbour.beacon;
+            if levels.contains(&level.0) && cell_bits > 0 {
+                *speakers.entry((level, cell_bits)).or_default() += 1;
+            }
         }
-    }
-    for level in levels.map(Level) {
-        let mut bits: Vec<_> = sizes.remove(&level).unwrap_or_default().into_iter().collect();
-        bits.sort_by_key(|&(bits, speakers)| (std::cmp::Reverse(speakers), bits));
-        let bits = bits.into_iter().map(|(bits, _)| bits).take(SIZES).chain([base_bits(level)]);
-        for bits in bits.collect::<BTreeSet<_>>() {
-            scopes.extend(here.cells_near(bits).into_iter().map(|cell| Scope::Cell(level, cell)));
+        let mut sizes = BTreeSet::new();
+        for level in levels.map(Level) {
+            let of_level = speakers.range((level, 0)..=(level, u8::MAX));
+            let mut bits: Vec<_> = of_level.map(|(&(_, bits), &count)| (std::cmp::Reverse(count), bits)).collect();
+            bits.sort_unstable();
+            sizes.extend(bits.into_iter().take(SIZES).map(|(_, bits)| (level, bits)));
+            sizes.insert((level, base_bits(level)));
         }
+        Self { here, sizes }
     }
-    scopes
+
+    pub fn scopes(&self) -> BTreeSet<Scope> {
+        let near = |here: GeoPoint| {
+            let cells = self.sizes.iter().map(move |&(level, bits)| (level, here.cells_near(bits)));
+            cells.flat_map(|(level, cells)| cells.into_iter().map(move |cell| Scope::Cell(level, cell)))
+        };
+        self.here.into_iter().flat_map(near).chain([Scope::Formation]).collect()
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +138,10 @@ mod tests {
         neighbours
     }
 
+    fn heard(levels: std::ops::RangeInclusive<u8>, here: Option<GeoPoint>, neighbours: &Neighbours) -> BTreeSet<Scope> {
+        Hearing::new(Time::ZERO, levels, here, neighbours).scopes()
+    }
+
     #[test]
     fn a_crowded_cell_is_halved_until_few_speak_in_it_and_doubled_when_they_are_gone() {
         let (mut fineness, many) = (Fineness::default(), crowd(100));
@@ -140,7 +159,7 @@ mod tests {
         let speaker = here().offset(100.0, 1.0);
         let (mut fineness, many) = (Fineness::default(), crowd(20));
         let levels = Level::SQUAD.0..=3;
-        assert!(heard(Time::ZERO, levels.clone(), Some(here()), &Neighbours::default()).contains(&spoken(
+        assert!(heard(levels.clone(), Some(here()), &Neighbours::default()).contains(&spoken(
             Level::SQUAD,
             Some(speaker),
             fineness
@@ -149,17 +168,13 @@ mod tests {
         while fineness.bits(Level::SQUAD) < 25 {
             fineness.0 += 1;
         }
-        assert!(heard(Time::ZERO, levels, Some(here()), &many).contains(&spoken(
-            Level::SQUAD,
-            Some(speaker),
-            fineness
-        )));
+        assert!(heard(levels, Some(here()), &many).contains(&spoken(Level::SQUAD, Some(speaker), fineness)));
     }
 
     #[test]
     fn who_has_no_position_is_heard_everywhere() {
         let nowhere = spoken(Level::SQUAD, None, Fineness::default());
-        assert!(heard(Time::ZERO, 1..=3, Some(here()), &Neighbours::default()).contains(&nowhere));
-        assert!(heard(Time::ZERO, 1..=3, None, &Neighbours::default()).contains(&nowhere));
+        assert!(heard(1..=3, Some(here()), &Neighbours::default()).contains(&nowhere));
+        assert!(heard(1..=3, None, &Neighbours::default()).contains(&nowhere));
     }
 }

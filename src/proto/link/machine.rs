@@ -328,10 +328,10 @@ impl Machine {
     }
 
     fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
-        self.view = view;
-        let before = std::mem::replace(&mut self.tree, self.view.tree_peers());
-        self.backups = self.view.backup_peers();
-        for peer in self.tree.difference(&before) {
+        let former = std::mem::replace(&mut self.view, view);
+        let tree = std::mem::replace(&mut self.tree, self.view.tree_peers());
+        let backups = std::mem::replace(&mut self.backups, self.view.backup_peers());
+        for peer in self.tree.difference(&tree) {
             if let Some(link) = self.links.get_mut(peer) {
                 link.get_to_know(now, self.settings.heartbeat);
             }
@@ -342,9 +342,9 @@ impl Machine {
             }
         }
         self.queue.retain(|peer| self.view.wanted.contains(peer) || self.requested.contains(peer));
-        let peers: Vec<_> = self.links.keys().copied().collect();
-        for peer in peers {
-            self.refresh_need(now, peer);
+        if (&former.wanted, &tree, &backups) != (&self.view.wanted, &self.tree, &self.backups) {
+            let peers: Vec<_> = self.links.keys().copied().collect();
+            peers.into_iter().for_each(|peer| self.refresh_need(now, peer));
         }
     }
 

@@ -53,21 +53,17 @@ impl Machine {
     /// Explains the choice as it would fall now; candidates best first, then those whom a gate stops.
     pub fn why(&self, now: Time) -> Why {
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
-        let mut candidates = self.with_chooser(now, |chooser| {
-            let explain = |candidate: &Candidate<'_>| {
-                let rank = chooser.rank(candidate);
-                let node = candidate.beacon.id;
-                CandidateExplained {
-                    node,
-                    chosen: parent == Some(node),
-                    score: rank.map(|rank| rank.score),
-                    gates: chooser.explain_gates(candidate),
-                    factors: chooser.explain_factors(candidate),
-                    doubt: self.doubt(now, candidate.beacon),
-                }
-            };
-            self.candidates(now).map(|candidate| explain(&candidate)).collect::<Vec<_>>()
-        });
+        let best_roots = self.best_roots(now);
+        let chooser = self.chooser(now, &best_roots);
+        let explain = |candidate: Candidate<'_>| CandidateExplained {
+            node: candidate.beacon.id,
+            chosen: parent == Some(candidate.beacon.id),
+            score: chooser.rank(&candidate).map(|rank| rank.score),
+            gates: chooser.explain_gates(&candidate),
+            factors: chooser.explain_factors(&candidate),
+            doubt: self.doubt(now, candidate.beacon),
+        };
+        let mut candidates: Vec<_> = self.candidates(now).map(explain).collect();
         let score = |c: &CandidateExplained| c.score.unwrap_or(-1.0);
         candidates.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.node.cmp(&b.node)));
         Why {

@@ -141,18 +141,17 @@ impl Uplink {
 }
 
 impl Machine {
-    pub(super) fn with_chooser<T>(&self, now: Time, ask: impl FnOnce(Chooser<'_>) -> T) -> T {
-        let best_roots = self.best_roots(now);
-        ask(Chooser {
+    pub(super) fn chooser<'r>(&self, now: Time, best_roots: &'r [Prefix]) -> Chooser<'r> {
+        Chooser {
             level: self.settings.level,
             effective_level: self.effective_level(),
             position: self.description.position,
             max_distance_m: self.settings.max_distance_m,
             weights: self.settings.weights,
-            best_roots: &best_roots,
+            best_roots,
             impatient: self.uplink.unrooted_since.is_some_and(|since| now.since(since) >= PATIENCE),
             preferred: self.settings.preferred_parent,
-        })
+        }
     }
 
     pub(super) fn candidates(&self, now: Time) -> impl Iterator<Item = Candidate<'_>> {
@@ -177,11 +176,9 @@ impl Machine {
     /// Parents of a higher base level than this node's that it could have if it did not act above its own, best first.
     pub(super) fn real_parents(&self, now: Time) -> Vec<Arc<Beacon>> {
         let base = self.settings.level;
-        let ranking = self.with_chooser(now, |chooser| {
-            let sound = |beacon: &Beacon| beacon.level > base && !self.uplink.is_doubtful(now, &beacon.id);
-            let real = self.candidates_above(base, now).filter(|candidate| sound(candidate.beacon));
-            Chooser { effective_level: base, ..chooser }.ranking(real)
-        });
+        let sound = |beacon: &Beacon| beacon.level > base && !self.uplink.is_doubtful(now, &beacon.id);
+        let real = self.candidates_above(base, now).filter(|candidate| sound(candidate.beacon));
+        let ranking = Chooser { effective_level: base, ..self.chooser(now, &self.best_roots(now)) }.ranking(real);
         ranking.iter().filter_map(|rank| self.neighbours.get(&rank.id)).map(|n| n.beacon.clone()).collect()
     }
 
@@ -257,7 +254,7 @@ impl Machine {
     }
 
     /// The highest roots in sight: nodes without a parent of the highest level, by base and then by effective level.
-    fn best_roots(&self, now: Time) -> Vec<Prefix> {
+    pub(super) fn best_roots(&self, now: Time) -> Vec<Prefix> {
         let (mut highest, mut best) = (None, Vec::new());
         for neighbour in self.neighbours.iter().map(|(_, n)| n).filter(|n| n.beacon.parent.is_none()) {
             let beacon = &neighbour.beacon;
@@ -274,8 +271,7 @@ impl Machine {
         best
     }
 
-    fn note_roots(&mut self, now: Time) {
-        let best = self.best_roots(now);
+    fn note_roots(&mut self, now: Time, best: &[Prefix]) {
         let root = self.uplink.path.waypoints.last().map(|root| root.id.prefix());
         let rooted = best.is_empty() || root.is_some_and(|root| best.contains(&root));
         let since = self.uplink.unrooted_since.unwrap_or(now);
@@ -283,7 +279,11 @@ impl Machine {
     }
 
     pub(super) fn ranking(&self, now: Time) -> Vec<Rank> {
-        let mut ranking = self.with_chooser(now, |chooser| chooser.ranking(self.candidates(now)));
+        self.ranking_for(now, &self.best_roots(now))
+    }
+
+    fn ranking_for(&self, now: Time, best_roots: &[Prefix]) -> Vec<Rank> {
+        let mut ranking = self.chooser(now, best_roots).ranking(self.candidates(now));
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
         ranking.retain(|rank| Some(rank.id) == parent || self.uplink.rests(now, &rank.id).is_none());
         ranking
@@ -294,8 +294,9 @@ impl Machine {
         if self.uplink.attempt.is_some() || (orphaned && !self.settings.repair) {
             return;
         }
-        self.note_roots(now);
-        let ranking = self.ranking(now);
+        let best_roots = self.best_roots(now);
+        self.note_roots(now, &best_roots);
+        let ranking = self.ranking_for(now, &best_roots);
         let Some(&best) = ranking.first() else {
             if self.uplink.parent.is_none() {
                 let above = self.neighbours.iter().any(|(_, n)| n.beacon.effective_level > self.effective_level());

@@ -99,6 +99,7 @@ pub async fn status(node: &Node, socket: &Path) -> Result<Value, Refused> {
             "outbox_bytes": report.outbox_bytes,
             "committed": report.counts.committed,
             "evicted": report.counts.evicted,
+            "received": { "raw": report.counts.received_raw, "summarised": report.counts.received_summarised },
             "counted": report.counted,
             "counted_by_origin":
                 report.counted_by_origin.iter().map(|(id, n)| (id.to_string(), n)).collect::<BTreeMap<_, _>>(),

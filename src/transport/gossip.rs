@@ -118,9 +118,9 @@ async fn run_topic(
 ) {
     let mut changes = gate.changes();
     let (mut waiting, mut next_join) = (Met::default(), Instant::now());
-    let mut rest = Limits::GOSSIP_RETRY;
-    let mut heal_at = Instant::now() + rest;
     loop {
+        let mut rest = Limits::GOSSIP_RETRY;
+        let mut heal_at = Instant::now() + rest;
         let passing = |id: &EndpointId| !gate.blocks(&NodeId::from_bytes(*id.as_bytes()));
         let bootstrap: Vec<_> = met.0.iter().copied().filter(passing).collect();
         let Ok(subscription) = gossip.subscribe(topic.id, bootstrap).await else { return };
@@ -152,7 +152,8 @@ async fn run_topic(
                     }
                 }
                 () = sleep_until(heal_at), if neighbours.is_empty() || topic.heals => {
-                    let peer = met.0.iter().copied().filter(|peer| !neighbours.contains(peer)).choose(&mut rand::rng());
+                    let others = met.0.iter().filter(|peer| passing(peer) && !neighbours.contains(peer));
+                    let peer = others.choose(&mut rand::rng()).copied();
                     if let Some(peer) = peer {
                         noted(sender.join_peers(vec![peer]).await);
                     }

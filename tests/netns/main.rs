@@ -121,6 +121,26 @@ impl Fleet {
         self.until(what, |fleet| fleet.parents(0).len() == running)
     }
 
+    /// Until what was acknowledged to each is what the company counts of it; how much that is together.
+    fn until_all_is_counted(&self) -> u64 {
+        let started = Instant::now();
+        loop {
+            let telemetry = self.status(0)["telemetry"].clone();
+            let counted = |i: usize| telemetry["counted_by_origin"][&self.node(i).id].as_u64().unwrap_or(0);
+            let acknowledged = |i: usize| self.status(i)["telemetry"]["acknowledged"].as_u64().unwrap();
+            let all: Vec<_> = (0..self.hosts.len()).map(|i| (acknowledged(i), counted(i))).collect();
+            assert!(all.iter().all(|(acknowledged, counted)| counted <= acknowledged), "counted twice: {all:?}");
+            if all.iter().all(|(acknowledged, counted)| counted == acknowledged) {
+                let acknowledged = all.iter().map(|(acknowledged, _)| acknowledged).sum::<u64>();
+                println!("{acknowledged} samples acknowledged, {} counted", telemetry["counted"]);
+                assert_eq!(telemetry["counted"], acknowledged);
+                return acknowledged;
+            }
+            assert!(started.elapsed() < Duration::from_secs(120), "never counted: {all:?}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// The last events of a node.
     fn events(&self, i: usize) -> impl DoubleEndedIterator<Item = Value> {
         let output = self.place.output(&["events", "--data-dir", &self.node(i).data_dir, "-o", "jsonl"]);
@@ -256,27 +276,8 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     fleet.start_all();
     fleet.until_all_are_below_the_company("all are back after all were killed");
 
-    // What was acknowledged to each is what the company counts of it.
-    let settled = |fleet: &Fleet| {
-        let counted = fleet.status(0)["telemetry"].clone();
-        let of = |i: usize| counted["counted_by_origin"][&fleet.node(i).id].as_u64().unwrap_or(0);
-        let acknowledged = |i: usize| fleet.status(i)["telemetry"]["acknowledged"].as_u64().unwrap();
-        let all = (0..HOSTS).map(|i| (acknowledged(i), of(i))).collect::<Vec<_>>();
-        (all, counted["counted"].as_u64().unwrap())
-    };
-    let started = Instant::now();
-    let (acknowledged, counted) = loop {
-        let (all, counted) = settled(&fleet);
-        assert!(all.iter().all(|(acknowledged, counted)| counted <= acknowledged), "counted twice: {all:?}");
-        if all.iter().all(|(acknowledged, counted)| counted == acknowledged) {
-            break (all.iter().map(|(acknowledged, _)| acknowledged).sum::<u64>(), counted);
-        }
-        assert!(started.elapsed() < Duration::from_secs(120), "never counted: {all:?}");
-        std::thread::sleep(Duration::from_millis(200));
-    };
-    println!("{acknowledged} samples acknowledged, {counted} counted");
-    assert_eq!(acknowledged, counted);
-    assert!(acknowledged > 500, "{acknowledged}");
+    let counted = fleet.until_all_is_counted();
+    assert!(counted > 500, "{counted}");
 }
 
 #[test]
@@ -286,9 +287,9 @@ fn a_hundred_hosts_form_the_tree_as_planned() {
     fleet.most_children = BTreeMap::from([("platoon", 4), ("squad", 12)]);
     fleet.start_all();
     let started = Instant::now();
-    let children = |i| fleet.status(i)["children"].as_array().unwrap().len();
-    let of = |level| (0..fleet.hosts.len()).filter(|&i| fleet.hosts[i].level == level).map(children).collect();
     loop {
+        let children = |i| fleet.status(i)["children"].as_array().unwrap().len();
+        let of = |level| (0..fleet.hosts.len()).filter(|&i| fleet.hosts[i].level == level).map(children).collect();
         let (company, platoons, squads): (Vec<_>, Vec<_>, Vec<_>) = (of("company"), of("platoon"), of("squad"));
         if company == [2] && platoons == [4, 4] && squads.iter().sum::<usize>() == 89 {
             println!("as planned, with {squads:?} platforms: {:.1} s", started.elapsed().as_secs_f64());
@@ -298,6 +299,28 @@ fn a_hundred_hosts_form_the_tree_as_planned() {
         assert!(waited < Duration::from_secs(240), "never as planned: {company:?} {platoons:?} {squads:?}");
         std::thread::sleep(Duration::from_secs(1));
     }
+    // Samples come to the squads one by one, and from there on as summaries.
+    for _ in 0..10 {
+        fleet.publish();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let counted = fleet.until_all_is_counted();
+    for (i, host) in fleet.hosts.iter().enumerate() {
+        let received = fleet.status(i)["telemetry"]["received"].clone();
+        let (raw, summarised) = (received["raw"].as_u64().unwrap(), received["summarised"].as_u64().unwrap());
+        let is_so = match host.level {
+            "company" => raw == 0 && summarised >= counted,
+            "platoon" => raw == 0 && summarised > 0,
+            "squad" => raw > 0 && summarised == 0,
+            _ => raw == 0 && summarised == 0,
+        };
+        assert!(is_so, "{}: {raw} raw, {summarised} summarised", host.name);
+    }
+    let asked = Instant::now();
+    let (_, answered) = fleet.place.json(&["command", "everyone", "hold", "--data-dir", &fleet.node(0).data_dir]);
+    println!("a hundred answered a command: {:.2} s", asked.elapsed().as_secs_f64());
+    assert_eq!(answered["data"]["acknowledged"], 100, "{answered:#}");
+
     // Gossip comes to rest by and by, and what it does not need any more is closed.
     let started = Instant::now();
     loop {

@@ -69,6 +69,9 @@ pub struct Counts {
     pub evicted: u64,
     /// Own samples settled by a root.
     pub committed: u64,
+    /// Samples of children that came one by one, and as part of a summary.
+    pub received_raw: u64,
+    pub received_summarised: u64,
     pub forwarded: u64,
     pub reoffered: u64,
     /// Units asked for again in parts.
@@ -423,6 +426,7 @@ impl Machine {
 
     fn received_offer(&mut self, now: Time, from: NodeId, offer: &Offer, effects: &mut Vec<Effect>) {
         let offer = &self.without_bad_samples(offer, effects);
+        self.telemetry.counts.received_raw += offer.samples.len() as u64;
         if self.commits(offer.account) {
             self.commit_offer(now, offer, effects);
         } else {
@@ -452,6 +456,7 @@ impl Machine {
         again: bool,
         effects: &mut Vec<Effect>,
     ) {
+        self.telemetry.counts.received_summarised += unit.totals.samples;
         if self.commits(unit.account) {
             return self.commit_unit(now, from, number, unit, effects);
         }

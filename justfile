@@ -6,11 +6,11 @@ ci:
 seeds:
     cargo run --release --locked -- sim failover --seeds 1..200
 
-# Seeds of ten minutes in which everything goes wrong: a thousand, or so many.
+# Seeds of ten minutes in which everything goes wrong: a thousand, or as many as are asked for.
 chaos seeds="1000":
     cargo run --release --locked -- sim chaos --seeds 1..{{seeds}}
 
-# The figures of docs/results/.
+# The figures of docs/results/paths.md.
 results:
     cargo bench --locked
 

@@ -49,10 +49,9 @@ impl Limits {
     /// How long a topic of gossip that has neighbours rests between joining peers met on links, for each makes room for
     /// the newcomer by letting others go.
     pub const GOSSIP_REST: Duration = Duration::from_secs(60);
-    /// How soon a topic of gossip that has lost all its neighbours joins a peer; from then on it waits twice as long.
-    pub const GOSSIP_RETRY: Duration = Duration::from_secs(1);
-    /// How long it waits at most, and how often one that has neighbours joins a peer without a new link.
-    pub const GOSSIP_HEALS: Duration = Duration::from_secs(120);
+    /// How soon after a new link a peer met on one is joined once more, twice as long each time, and how often at least.
+    pub const GOSSIP_RETRY: Duration = Duration::from_secs(4);
+    pub const GOSSIP_HEALS_EVERY: Duration = Duration::from_secs(120);
     /// How often gossip may dial; what it has saved of that, up to what one topic begins with, it may spend at once. A
     /// hundred nodes that all dialled whom they heard of would leave two cores no time for anything else.
     pub const GOSSIP_DIALS_EVERY: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs what docs/results/failover.md shows and puts the tables into it. Takes a quarter of an hour.
+# Runs what the tables of docs/results/failover.md show and puts them in. Takes a quarter of an hour.
 set -eu
 cd "$(dirname "$0")/../.."
 tussock=target/release/tussock

@@ -87,7 +87,7 @@ impl<M: Send + 'static> Address<M> {
         self.post(Letter::Do(message), Some(permit))
     }
 
-    /// Asks and waits, as only hosts do. Cancel-safe: the question may still be handled.
+    /// Asks and waits, as hosts do, and the supervisor when it stops a node. Cancel-safe: the question may still be handled.
     pub async fn ask<T>(&self, question: impl FnOnce(Reply<T>) -> M) -> Result<T, AskError> {
         self.ask_within(Limits::CALL, question).await
     }

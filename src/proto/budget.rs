@@ -7,9 +7,7 @@ use rand::RngExt;
 
 use crate::time::Time;
 
-/// A bounded number of failures within a sliding window (OTP's restart intensity).
-///
-/// Governs the restart of a subsystem as well as the redial of an uplink.
+/// A bounded number of failures of a subsystem within a sliding window (OTP's restart intensity).
 #[derive(Clone, Debug)]
 pub struct RestartBudget {
     granted: usize,

@@ -147,7 +147,7 @@ pub struct World {
     outputs: Vec<Output>,
     seed: u64,
     over: bool,
-    /// How often churn holds a node down that is to come back.
+    /// Returns of churned nodes that are still to come.
     pub(super) away: usize,
 }
 

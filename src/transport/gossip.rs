@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use iroh::endpoint::{AfterHandshakeOutcome, BeforeConnectOutcome, Connection, EndpointHooks, WeakConnectionHandle};
-use iroh::{EndpointAddr, EndpointId};
+use iroh::{Endpoint, EndpointAddr, EndpointId};
 use iroh_gossip::api::{ApiError, Event};
 use iroh_gossip::net::Gossip;
 use iroh_gossip::proto::TopicId;
 use rand::RngExt;
 use rand::seq::IteratorRandom;
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::id::{FormationId, NodeId};
@@ -50,37 +51,83 @@ impl Met {
 
 /// The topics of a node.
 pub(super) struct Topics {
+    endpoint: Endpoint,
     gossip: Gossip,
     formation: FormationId,
     gate: Gate,
     hearing: mpsc::Sender<Bytes>,
     met: Met,
     joined: BTreeMap<Scope, mpsc::Sender<TopicCommand>>,
+    /// Peers that are dialled, and the dials.
+    reaching: BTreeSet<EndpointId>,
+    dials: JoinSet<(EndpointId, bool)>,
 }
 
 impl Topics {
-    pub(super) fn new(gossip: Gossip, formation: FormationId, gate: Gate, hearing: mpsc::Sender<Bytes>) -> Self {
-        Self { gossip, formation, gate, hearing, met: Met::default(), joined: BTreeMap::new() }
+    pub(super) fn new(
+        endpoint: Endpoint,
+        gossip: Gossip,
+        formation: FormationId,
+        gate: Gate,
+        hearing: mpsc::Sender<Bytes>,
+    ) -> Self {
+        let (met, joined, reaching, dials) = Default::default();
+        Self { endpoint, gossip, formation, gate, hearing, met, joined, reaching, dials }
     }
 
+    /// Joins whoever is met, and again and again somebody who was: an overlay in pieces does not know that it is.
     pub(super) async fn run(mut self, mut asked: mpsc::Receiver<GossipCommand>) {
-        while let Some(command) = asked.recv().await {
-            match command {
-                GossipCommand::Broadcast(scopes, message) => {
-                    for topic in scopes.iter().filter_map(|scope| self.joined.get(scope)) {
-                        // Beacons are repeated; one that finds the queue full is dropped.
-                        let _ = topic.try_send(TopicCommand::Broadcast(message.clone()));
+        let mut rest = Limits::GOSSIP_RETRY;
+        let mut heal_at = Instant::now() + rest;
+        loop {
+            tokio::select! {
+                command = asked.recv() => match command {
+                    Some(GossipCommand::Broadcast(scopes, message)) => {
+                        for topic in scopes.iter().filter_map(|scope| self.joined.get(scope)) {
+                            // Beacons are repeated; one that finds the queue full is dropped.
+                            let _ = topic.try_send(TopicCommand::Broadcast(message.clone()));
+                        }
                     }
-                }
-                GossipCommand::Join(peer) => {
-                    self.met.add(peer);
-                    for topic in self.joined.values() {
+                    Some(GossipCommand::Join(peer)) => {
+                        self.met.add(peer);
+                        self.reach(peer);
+                        rest = Limits::GOSSIP_RETRY;
+                        heal_at = Instant::now() + rest;
+                    }
+                    Some(GossipCommand::Listen(scopes)) => self.listen(&scopes),
+                    None => return,
+                },
+                Some(Ok((peer, is_reached))) = self.dials.join_next() => {
+                    self.reaching.remove(&peer);
+                    for topic in self.joined.values().filter(|_| is_reached) {
                         let _ = topic.try_send(TopicCommand::Join(peer));
                     }
                 }
-                GossipCommand::Listen(scopes) => self.listen(&scopes),
+                () = sleep_until(heal_at) => {
+                    let passing = |id: &&EndpointId| !self.gate.blocks(&NodeId::from_bytes(*id.as_bytes()));
+                    let peer = self.met.0.iter().filter(passing).choose(&mut rand::rng()).copied();
+                    peer.into_iter().for_each(|peer| self.reach(peer));
+                    rest = (rest * 2).min(Limits::GOSSIP_HEALS_EVERY);
+                    heal_at = Instant::now() + rest.mul_f64(rand::rng().random_range(0.5..1.0));
+                }
             }
         }
+    }
+
+    /// Dials a peer for the gossip. iroh-gossip 0.101 does not dial again whom it once could not reach, nor whose connection
+    /// has ended while the peer was nobody's neighbour: what it has for them waits for ever (its pull request 159).
+    fn reach(&mut self, peer: EndpointId) {
+        if self.reaching.len() >= Limits::GOSSIP_BEGINS_WITH || !self.reaching.insert(peer) {
+            return;
+        }
+        let (endpoint, gossip) = (self.endpoint.clone(), self.gossip.clone());
+        self.dials.spawn(async move {
+            let is_reached = match endpoint.connect(peer, iroh_gossip::ALPN).await {
+                Ok(connection) => gossip.handle_connection(connection).await.is_ok(),
+                Err(_) => false,
+            };
+            (peer, is_reached)
+        });
     }
 
     /// A topic ends when its sender is dropped.
@@ -89,7 +136,7 @@ impl Topics {
         for scope in scopes.iter().filter(|scope| !self.joined.contains_key(scope)).cloned().collect::<Vec<_>>() {
             let (commands, asked) = mpsc::channel(Limits::MAILBOX_DATA);
             let (gossip, gate, hearing) = (self.gossip.clone(), self.gate.clone(), self.hearing.clone());
-            let topic = Topic { id: topic_of(self.formation, &scope), heals: scope == Scope::Formation };
+            let topic = topic_of(self.formation, &scope);
             tokio::spawn(run_topic(gossip, topic, gate, self.met.clone(), asked, hearing));
             self.joined.insert(scope, commands);
         }
@@ -100,17 +147,10 @@ fn topic_of(formation: FormationId, scope: &Scope) -> TopicId {
     TopicId::from_bytes(blake3::derive_key("tussock topic 1", format!("{:?} {scope:?}", formation.0).as_bytes()))
 }
 
-struct Topic {
-    id: TopicId,
-    /// Whether those met are joined again and again, so that an overlay in pieces becomes one. It is enough that one
-    /// topic does: whoever is heard there is linked to, and a link joins all topics.
-    heals: bool,
-}
-
 /// One gossip topic, joined anew whenever the gate changes, as if the wires had been cut.
 async fn run_topic(
     gossip: Gossip,
-    topic: Topic,
+    topic: TopicId,
     gate: Gate,
     mut met: Met,
     mut asked: mpsc::Receiver<TopicCommand>,
@@ -119,14 +159,11 @@ async fn run_topic(
     let mut changes = gate.changes();
     let (mut waiting, mut next_join) = (Met::default(), Instant::now());
     loop {
-        let mut rest = Limits::GOSSIP_RETRY;
-        let mut heal_at = Instant::now() + rest;
         let passing = |id: &EndpointId| !gate.blocks(&NodeId::from_bytes(*id.as_bytes()));
         let bootstrap: Vec<_> = met.0.iter().copied().filter(passing).collect();
-        let Ok(subscription) = gossip.subscribe(topic.id, bootstrap).await else { return };
+        let Ok(subscription) = gossip.subscribe(topic, bootstrap).await else { return };
         let (sender, mut receiver) = subscription.split();
         loop {
-            let neighbours: Vec<_> = receiver.neighbors().collect();
             tokio::select! {
                 biased;
                 changed = changes.changed() => match changed {
@@ -138,37 +175,23 @@ async fn run_topic(
                     Some(TopicCommand::Join(peer)) => {
                         met.add(peer);
                         waiting.add(peer);
-                        if neighbours.is_empty() {
+                        if receiver.neighbors().next().is_none() {
                             next_join = Instant::now();
                         }
                     }
                     None => return,
                 },
                 () = sleep_until(next_join), if !waiting.0.is_empty() => {
-                    let peer = waiting.0.pop_front().filter(|peer| !neighbours.contains(peer));
+                    let peer = waiting.0.pop_front().filter(|peer| receiver.neighbors().all(|other| other != *peer));
                     if let Some(peer) = peer {
                         noted(sender.join_peers(vec![peer]).await);
                         next_join = Instant::now() + Limits::GOSSIP_REST;
                     }
                 }
-                () = sleep_until(heal_at), if neighbours.is_empty() || topic.heals => {
-                    let others = met.0.iter().filter(|peer| passing(peer) && !neighbours.contains(peer));
-                    let peer = others.choose(&mut rand::rng()).copied();
-                    if let Some(peer) = peer {
-                        noted(sender.join_peers(vec![peer]).await);
-                    }
-                    rest = if neighbours.is_empty() { rest * 2 } else { Limits::GOSSIP_HEALS };
-                    rest = rest.min(Limits::GOSSIP_HEALS);
-                    heal_at = Instant::now() + rest.mul_f64(rand::rng().random_range(0.5..1.0));
-                }
                 event = receiver.next() => match event.and_then(Result::ok) {
                     Some(Event::Received(message)) if passing(&message.delivered_from) => {
                         // Beacons are repeated: when they come faster than they are read, the newest is dropped.
                         let _ = hearing.try_send(message.content);
-                    }
-                    Some(Event::NeighborDown(_)) if receiver.neighbors().next().is_none() => {
-                        rest = Limits::GOSSIP_RETRY;
-                        heal_at = Instant::now() + rest;
                     }
                     Some(Event::Lagged) | None => break,
                     Some(_) => {}
@@ -234,10 +257,10 @@ async fn close_when_unused(connection: WeakConnectionHandle, silence: Duration) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use iroh::RelayMode;
     use iroh::address_lookup::memory::MemoryLookup;
     use iroh::endpoint::presets;
     use iroh::protocol::Router;
-    use iroh::{Endpoint, RelayMode};
 
     async fn endpoint() -> Endpoint {
         let builder = Endpoint::builder(presets::Minimal).relay_mode(RelayMode::Disabled).clear_ip_transports();
@@ -270,24 +293,25 @@ mod tests {
         let router = Router::builder(endpoint.clone()).accept(iroh_gossip::ALPN, gossip.clone()).spawn();
         let (commands, asked) = mpsc::channel(8);
         let (hearing, heard) = mpsc::channel(8);
-        tokio::spawn(Topics::new(gossip, FormationId(*b"training"), Gate::default(), hearing).run(asked));
+        let topics = Topics::new(endpoint.clone(), gossip, FormationId(*b"training"), Gate::default(), hearing);
+        tokio::spawn(topics.run(asked));
         (commands, heard, router)
     }
 
     #[tokio::test]
-    async fn who_was_met_before_it_listened_is_joined_all_the_same() {
+    async fn who_could_not_be_reached_at_first_is_joined_later() {
         let (here, there) = (endpoint().await, endpoint().await);
         let lookup = MemoryLookup::new();
         here.address_lookup().unwrap().add(lookup.clone());
+        let ((ours, _, _here), (theirs, mut heard, _there)) = (topics(&here), topics(&there));
+        for commands in [&ours, &theirs] {
+            commands.send(GossipCommand::Listen(BTreeSet::from([Scope::Formation]))).await.unwrap();
+        }
+        ours.send(GossipCommand::Join(there.id())).await.unwrap();
+        // Time for a dial that fails, for nobody knows the address yet.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let addresses = there.bound_sockets().into_iter();
         lookup.add_endpoint_info(addresses.fold(EndpointAddr::new(there.id()), EndpointAddr::with_ip_addr));
-        let ((ours, _, _here), (theirs, mut heard, _there)) = (topics(&here), topics(&there));
-        let everywhere = || BTreeSet::from([Scope::Formation]);
-        ours.send(GossipCommand::Listen(everywhere())).await.unwrap();
-        ours.send(GossipCommand::Join(there.id())).await.unwrap();
-        // Time for a join that reaches nobody.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        theirs.send(GossipCommand::Listen(everywhere())).await.unwrap();
         let told = async {
             loop {
                 let beacon = GossipCommand::Broadcast(vec![Scope::Formation], Bytes::from_static(b"a beacon"));

@@ -104,7 +104,7 @@ impl IrohTransport {
             .spawn();
         let (hearing, heard) = mpsc::channel(Limits::MAILBOX_DATA);
         let (commands, asked) = mpsc::channel(Limits::MAILBOX_DATA);
-        tokio::spawn(Topics::new(gossip, formation, gate.clone(), hearing).run(asked));
+        tokio::spawn(Topics::new(endpoint.clone(), gossip, formation, gate.clone(), hearing).run(asked));
         Ok(Arc::new(Self {
             me: key.id(),
             endpoint,

@@ -304,6 +304,10 @@ fn a_hundred_hosts_form_the_tree_as_planned() {
         fleet.publish();
         std::thread::sleep(Duration::from_millis(200));
     }
+    let acknowledged = |i: usize| fleet.status(i)["telemetry"]["acknowledged"].as_u64().unwrap();
+    while (0..fleet.hosts.len()).map(acknowledged).sum::<u64>() < 10 * 89 {
+        assert!(started.elapsed() < Duration::from_secs(300), "not all is acknowledged");
+    }
     let counted = fleet.until_all_is_counted();
     for (i, host) in fleet.hosts.iter().enumerate() {
         let received = fleet.status(i)["telemetry"]["received"].clone();

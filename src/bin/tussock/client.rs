@@ -227,12 +227,18 @@ pub async fn status(args: &LookArgs, format: Format) -> Result<u8, Failure> {
         }
         let t = &d["telemetry"];
         text += &format!(
-            "samples     {} acknowledged, {} committed, {} waiting, {} counted here\n",
+            "samples     {} acknowledged, {} committed, {} waiting ({}), {} counted here\n",
             word(&t["acknowledged"]),
             word(&t["committed"]),
             word(&t["outbox_depth"]),
+            word(&t["outbox"]),
             word(&t["counted"])
         );
+        let journal = &d["journal"];
+        if journal["damaged"].as_u64().is_some_and(|stretches| stretches > 0) {
+            let (stretches, lost) = (word(&journal["damaged"]), word(&journal["lost_samples"]));
+            text += &format!("journal     damaged in {stretches} places, {lost} samples lost\n");
+        }
         let listen: Vec<_> = d["listen"].as_array().into_iter().flatten().map(word).collect();
         text += &format!(
             "listen      {}\nuptime      {:.0} s\n",

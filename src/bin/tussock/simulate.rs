@@ -10,7 +10,7 @@ use crate::output::{Failure, Format, exit, print, print_json, print_line, progre
 
 #[derive(Debug, Args)]
 pub struct SimArgs {
-    /// A scenario file, or a built-in scenario: formation, failover, partition
+    /// A scenario file, or a built-in scenario: formation, failover, partition, chaos
     scenario: String,
     /// Replaces the scenario's seed
     #[arg(long)]

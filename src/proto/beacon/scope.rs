@@ -3,8 +3,8 @@
 //! A node speaks to its own level around it, and listens to the levels above, where its parents are, and to the one
 //! below, where those are who look for one. A leaf that has a parent is silent: its parent knows it by the link, and
 //! introduces it to its siblings. Where a cell is crowded its nodes speak in half of it; a beacon says in how fine a
-//! cell its sender speaks, so listeners follow. The whole formation hears who finds nobody, and leaders that do not know
-//! where they are.
+//! cell its sender speaks, so listeners follow. The whole formation hears who finds nobody, and who does not know where
+//! it is and is no leaf with a parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -329,9 +329,9 @@ impl Machine {
 
     fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
         let former = std::mem::replace(&mut self.view, view);
-        let tree = std::mem::replace(&mut self.tree, self.view.tree_peers());
-        let backups = std::mem::replace(&mut self.backups, self.view.backup_peers());
-        for peer in self.tree.difference(&tree) {
+        let former_tree = std::mem::replace(&mut self.tree, self.view.tree_peers());
+        let former_backups = std::mem::replace(&mut self.backups, self.view.backup_peers());
+        for peer in self.tree.difference(&former_tree) {
             if let Some(link) = self.links.get_mut(peer) {
                 link.get_to_know(now, self.settings.heartbeat);
             }
@@ -342,7 +342,8 @@ impl Machine {
             }
         }
         self.queue.retain(|peer| self.view.wanted.contains(peer) || self.requested.contains(peer));
-        if (&former.wanted, &tree, &backups) != (&self.view.wanted, &self.tree, &self.backups) {
+        let former = (&former.wanted, &former_tree, &former_backups);
+        if former != (&self.view.wanted, &self.tree, &self.backups) {
             let peers: Vec<_> = self.links.keys().copied().collect();
             peers.into_iter().for_each(|peer| self.refresh_need(now, peer));
         }

@@ -60,7 +60,9 @@ pub(super) struct Topics {
     joined: BTreeMap<Scope, mpsc::Sender<TopicCommand>>,
     /// Peers that are dialled, and the dials.
     reaching: BTreeSet<EndpointId>,
-    dials: JoinSet<(EndpointId, bool)>,
+    dials: JoinSet<(EndpointId, Option<WeakConnectionHandle>)>,
+    /// What dials have led to, as long as it lasts.
+    reached: BTreeMap<EndpointId, WeakConnectionHandle>,
 }
 
 impl Topics {
@@ -71,8 +73,8 @@ impl Topics {
         gate: Gate,
         hearing: mpsc::Sender<Bytes>,
     ) -> Self {
-        let (met, joined, reaching, dials) = Default::default();
-        Self { endpoint, gossip, formation, gate, hearing, met, joined, reaching, dials }
+        let (met, joined, reaching, dials, reached) = Default::default();
+        Self { endpoint, gossip, formation, gate, hearing, met, joined, reaching, dials, reached }
     }
 
     /// Joins whoever is met, and again and again somebody who was: an overlay in pieces does not know that it is.
@@ -97,10 +99,12 @@ impl Topics {
                     Some(GossipCommand::Listen(scopes)) => self.listen(&scopes),
                     None => return,
                 },
-                Some(Ok((peer, is_reached))) = self.dials.join_next() => {
+                Some(Ok((peer, connection))) = self.dials.join_next() => {
                     self.reaching.remove(&peer);
-                    for topic in self.joined.values().filter(|_| is_reached) {
-                        let _ = topic.try_send(TopicCommand::Join(peer));
+                    if let Some(connection) = connection {
+                        self.reached.retain(|_, connection| is_open(connection));
+                        self.reached.insert(peer, connection);
+                        self.join(peer);
                     }
                 }
                 () = sleep_until(heal_at) => {
@@ -114,19 +118,27 @@ impl Topics {
         }
     }
 
-    /// Dials a peer for the gossip. iroh-gossip 0.101 does not dial again whom it once could not reach, nor whose connection
-    /// has ended while the peer was nobody's neighbour: what it has for them waits for ever (its pull request 159).
+    fn join(&self, peer: EndpointId) {
+        for topic in self.joined.values() {
+            let _ = topic.try_send(TopicCommand::Join(peer));
+        }
+    }
+
+    /// Joins a peer once there is a connection to it. iroh-gossip 0.101 does not dial again whom it once could not reach, nor
+    /// whose connection has ended while the peer was nobody's neighbour: what it has for them waits for ever (its pull
+    /// request 159).
     fn reach(&mut self, peer: EndpointId) {
+        if self.reached.get(&peer).is_some_and(is_open) {
+            return self.join(peer);
+        }
         if self.reaching.len() >= Limits::GOSSIP_BEGINS_WITH || !self.reaching.insert(peer) {
             return;
         }
         let (endpoint, gossip) = (self.endpoint.clone(), self.gossip.clone());
         self.dials.spawn(async move {
-            let is_reached = match endpoint.connect(peer, iroh_gossip::ALPN).await {
-                Ok(connection) => gossip.handle_connection(connection).await.is_ok(),
-                Err(_) => false,
-            };
-            (peer, is_reached)
+            let Ok(connection) = endpoint.connect(peer, iroh_gossip::ALPN).await else { return (peer, None) };
+            let handle = connection.weak_handle();
+            (peer, gossip.handle_connection(connection).await.is_ok().then_some(handle))
         });
     }
 
@@ -141,6 +153,10 @@ impl Topics {
             self.joined.insert(scope, commands);
         }
     }
+}
+
+fn is_open(connection: &WeakConnectionHandle) -> bool {
+    connection.upgrade().is_some_and(|connection| connection.close_reason().is_none())
 }
 
 fn topic_of(formation: FormationId, scope: &Scope) -> TopicId {

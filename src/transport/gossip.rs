@@ -198,8 +198,8 @@ async fn run_topic(
                     None => return,
                 },
                 () = sleep_until(next_join), if !waiting.0.is_empty() => {
-                    let peer = waiting.0.pop_front().filter(|peer| receiver.neighbors().all(|other| other != *peer));
-                    if let Some(peer) = peer {
+                    let is_new = |peer: &EndpointId| passing(peer) && receiver.neighbors().all(|other| other != *peer);
+                    if let Some(peer) = waiting.0.pop_front().filter(is_new) {
                         noted(sender.join_peers(vec![peer]).await);
                         next_join = Instant::now() + Limits::GOSSIP_REST;
                     }

@@ -26,9 +26,9 @@ traffic:
 
 # Fifty processes in network namespaces, killed, frozen and cut in two, and a hundred; needs to be root.
 hosts:
-    TUSSOCK_REQUIRE_NETNS=1 cargo test --release --locked --test netns -- --nocapture
+    docs/results/hosts.sh
 
-# The tables of docs/results/failover.md.
+# The figures of docs/results/failover.md: half an hour, and needs to be root.
 failover:
     cargo build --release --locked
     docs/results/failover.sh

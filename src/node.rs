@@ -270,7 +270,7 @@ impl NodeBuilder {
         settings.topology.strategy = strategy.unwrap_or(settings.topology.strategy);
         settings.description.addresses = transport.addresses();
         settings.description.addresses.truncate(Limits::ADDRESSES);
-        settings.topology.fence = durable.fence;
+        (settings.topology.fence, settings.topology.known_root) = (durable.fence, durable.known_root);
         let metrics = metrics.unwrap_or_else(|| Arc::new(MemoryMetrics::default()));
         let context = Context::new(settings, Arc::new(config), key, transport, journal, metrics, beacons);
         let (ended, degraded) = (watch::Sender::new(None), watch::Sender::new(Vec::new()));

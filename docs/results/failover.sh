@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs what the tables of docs/results/failover.md show and puts them in. Takes a quarter of an hour.
+# Runs what docs/results/failover.md shows and puts it in. Takes half an hour and needs to be root, for the hosts.
 set -eu
 cd "$(dirname "$0")/../.."
 tussock=target/release/tussock
@@ -40,3 +40,4 @@ report=docs/results/failover.md
     sed -n '/<!-- end of quiet -->/,$p' $report
 } > $report.new
 mv $report.new $report
+docs/results/refresh.sh failover.md

@@ -23,7 +23,10 @@ for n in 1 2 3 4 5 6 7 8 9; do start "leaf-$n" platform "732$n"; done
 until [ "$("$tussock" topology --data-dir "$place/root" -o json | jq '.data.nodes | length')" = 12 ]; do sleep 0.5; done
 # Leaves that began below the root find a squad.
 sleep 20
-lost() { for node in "$place"/*/; do "$tussock" events --data-dir "$node" -o jsonl; done | grep -c '"peer_lost"' || true; }
+lost() {
+    for node in "$place"/*/; do "$tussock" metrics --data-dir "$node"; done |
+        awk '/^tussock_events_total.*kind="peer_lost"/ { sum += $2 } END { print sum + 0 }'
+}
 before=$(lost)
 loops=$(($(nproc) * 4))
 for n in $(seq $loops); do

@@ -47,7 +47,7 @@ pub trait Subject: Sized + Send + 'static {
     fn child_ended(&mut self, _now: Time, _child: ActorId, _reason: &str) {}
 }
 
-/// How a subsystem is doing, written by its shell, read by the supervisor and the watchdog.
+/// How a subsystem is doing, written by its shell, read by the supervisor.
 #[derive(Debug, Default)]
 pub struct Pulse {
     pub handled: AtomicU64,

@@ -31,9 +31,12 @@ impl Subject for Topology {
         let machine = match &snapshot {
             Some(snapshot) => Machine::recover(now, snapshot),
             None => {
-                // A term of command is never forgotten, whatever else is.
-                let fence = context.view.borrow().fence.max(settings.topology.fence);
-                let settings_now = Settings { fence, ..settings.topology.clone() };
+                // A term of command is never forgotten, nor that there was a root, whatever else is.
+                let (fence, known_root) = {
+                    let view = context.view.borrow();
+                    (view.fence.max(settings.topology.fence), view.known_root.max(settings.topology.known_root))
+                };
+                let settings_now = Settings { fence, known_root, ..settings.topology.clone() };
                 Machine::new(now, settings_now, Arc::new(settings.description.clone()))
             }
         };

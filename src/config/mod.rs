@@ -139,6 +139,7 @@ impl Config {
                 backoff,
                 account: self.is_sink().then_some(account),
                 fence: None,
+                known_root: None,
                 partition_timeout: self.partition.timeout.0,
                 partition_confirm: self.partition.confirm.0,
                 repair: self.failover.repair,

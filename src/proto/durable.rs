@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::id::NodeId;
+use crate::level::Level;
 use crate::limits::Limits;
 use crate::proto::account::{Account, AccountId};
 use crate::proto::aggregate::{JournalId, Source, Stats, Unit};
@@ -62,6 +63,8 @@ pub enum Record {
         renewal: Renewal,
     },
     Restore(Restore),
+    /// The level of a root that this node was under.
+    KnownRoot(Level),
 }
 
 impl Record {
@@ -117,6 +120,8 @@ pub struct Durable {
     pub retirements: Vec<Retirement>,
     /// The highest term of command known.
     pub fence: Option<Fence>,
+    /// The highest level of a root known.
+    pub known_root: Option<Level>,
     delivered: BTreeMap<Uuid, Delivery>,
     delivered_order: VecDeque<Uuid>,
 }
@@ -129,6 +134,7 @@ impl Durable {
             account: account.map(Account::new),
             retirements: Vec::new(),
             fence: None,
+            known_root: None,
             delivered: BTreeMap::new(),
             delivered_order: VecDeque::new(),
         }
@@ -154,6 +160,7 @@ impl Durable {
                 }
             }
             Record::Fence(fence) => self.fence = self.fence.max(Some(*fence)),
+            Record::KnownRoot(level) => self.known_root = self.known_root.max(Some(*level)),
             Record::Retire { retirement, renewal } => {
                 self.outbox.renew(retirement.retired, retirement.into, renewal);
                 self.retire(retirement);
@@ -210,6 +217,7 @@ impl Durable {
         });
         std::iter::once(Record::Reserve(self.reserved))
             .chain(self.fence.map(Record::Fence))
+            .chain(self.known_root.map(Record::KnownRoot))
             .chain(self.retirements.iter().cloned().map(|retirement| Record::Restore(Restore::Retired(retirement))))
             .chain(delivered)
             .chain(self.outbox.records())
@@ -264,6 +272,7 @@ mod tests {
                 Record::Answer { command: Uuid::from_u128(u128::from(n % 9)), answer }
             }
             11 => Record::Fence(Fence { counter: n, leader: NodeId::from_bytes([3; 32]) }),
+            12 => Record::KnownRoot(Level(n as u8)),
             _ => {
                 let (key, own) = (Keypair::from_seed([7; 32]), durable.account.as_ref()?.id);
                 let (retired, into) = if n == 0 { (own, OTHER) } else { (OTHER, own) };
@@ -275,7 +284,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_state_is_restored_by_its_records(steps in vec((0u8..13, 0u64..40), 0..120)) {
+        fn a_state_is_restored_by_its_records(steps in vec((0u8..14, 0u64..40), 0..120)) {
             let mut durable = Durable::new(9, Some(OWN));
             for (kind, n) in steps {
                 if let Some(record) = record(&durable, kind, n) {

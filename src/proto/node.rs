@@ -275,7 +275,11 @@ impl Node {
             beacon: beacon::Machine::new(now, settings.beacon.clone(), description.clone(), view.clone()),
             topology: topology::Machine::new(
                 now,
-                topology::Settings { fence: durable.fence, ..settings.topology.clone() },
+                topology::Settings {
+                    fence: durable.fence,
+                    known_root: durable.known_root,
+                    ..settings.topology.clone()
+                },
                 Arc::new(description),
             ),
             router: router::Machine::new(now, settings.router.clone(), view, durable, None),

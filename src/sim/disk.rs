@@ -32,6 +32,10 @@ struct Append {
     records: Vec<Record>,
 }
 
+fn records_of(appends: impl IntoIterator<Item = Append>) -> Vec<Record> {
+    appends.into_iter().flat_map(|append| append.records).collect()
+}
+
 impl World {
     pub(super) fn persist(&mut self, i: usize, ticket: Option<u64>, mut records: Vec<Record>) {
         // What is reserved is reserved for this process only, and needs no disk.
@@ -59,7 +63,7 @@ impl World {
             self.at(self.now + SYNC, Happening::Synced { node: i, incarnation });
         }
         let last = written.iter().filter_map(|append| append.ticket).next_back();
-        self.keep(i, written);
+        self.keep(i, records_of(written));
         if let Some(ticket) = last {
             self.give(i, Input::Router(router::Input::Persisted(ticket)));
         }
@@ -69,19 +73,20 @@ impl World {
     pub(super) fn flush(&mut self, i: usize) {
         if self.nodes[i].unsynced.full == 0 {
             let unsynced = &mut self.nodes[i].unsynced;
-            let all = unsynced.writing.drain(..).chain(unsynced.queued.drain(..)).collect();
-            self.keep(i, all);
+            let all = unsynced.writing.drain(..).chain(unsynced.queued.drain(..));
+            let records = records_of(all);
+            self.keep(i, records);
         }
     }
 
-    /// The process has ended in the middle of a write: a part of it is on the disk.
+    /// The process has ended in the middle of a write: as many of its records as are whole are on the disk.
     pub(super) fn tear(&mut self, i: usize) {
         let unsynced = &mut self.nodes[i].unsynced;
-        let mut torn = std::mem::take(&mut unsynced.writing);
+        let mut records = records_of(unsynced.writing.drain(..));
         unsynced.queued.clear();
-        if unsynced.full == 0 && !torn.is_empty() {
-            torn.truncate(self.rng.random_range(0..=torn.len()));
-            self.keep(i, torn);
+        if unsynced.full == 0 && !records.is_empty() {
+            records.truncate(self.rng.random_range(0..=records.len()));
+            self.keep(i, records);
         }
     }
 
@@ -111,8 +116,8 @@ impl World {
         self.give(i, Input::Router(router::Input::Restored(kept)));
     }
 
-    fn keep(&mut self, i: usize, written: Vec<Append>) {
-        for record in written.into_iter().flat_map(|append| append.records) {
+    fn keep(&mut self, i: usize, records: Vec<Record>) {
+        for record in records {
             let sim = &mut self.nodes[i];
             match &record {
                 Record::Sample(sample) => {

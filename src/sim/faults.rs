@@ -9,8 +9,8 @@ use crate::config::Problems;
 use crate::proto::beacon::SelfPatch;
 use crate::proto::node::{Input, Part};
 use crate::proto::{beacon, link, topology};
-use crate::sim::network::{Members, Obstacle};
-use crate::sim::scenario::{Actor, Destination, Fault, FaultKind, Jump, Targets, Text};
+use crate::sim::network::Obstacle;
+use crate::sim::scenario::{Actor, Destination, FaultKind, Jump, LinkProperties, Targets, Text};
 use crate::sim::world::{Happening, World};
 
 /// How long a restart keeps a node down.
@@ -56,28 +56,42 @@ impl World {
 
     pub(super) fn fault_begins(&mut self, index: usize) {
         let fault = self.scenario.faults[index].clone();
-        let nodes = self.resolve(fault.target.as_ref());
+        // Who is concerned, in groups: an obstacle is between them.
+        let groups: Vec<_> = match (&fault.between, &fault.from, &fault.to) {
+            (Some(parts), ..) => parts.iter().map(|part| self.resolve(Some(part))).collect(),
+            (None, Some(from), Some(Destination::Targets(to))) => {
+                [from, to].map(|side| self.resolve(Some(side))).into()
+            }
+            _ => vec![self.resolve(fault.target.as_ref())],
+        };
+        let there = groups.iter().filter(|group| !group.is_empty()).count();
+        let mut nodes = groups.concat();
+        self.sort_by_name(&mut nodes);
         self.recorder.hash_fault(self.now, index, fault.kind.label());
         let lasts = match fault.kind {
             FaultKind::Restart => Some(fault.lasts.map_or(RESTART, |span| span.0)),
             _ => fault.lasts.map(|span| span.0),
         };
         let until = lasts.map(|lasts| self.now + lasts);
-        let unresolved = fault.target.is_some() && nodes.is_empty();
+        let unresolved = (fault.target.is_some() || groups.len() > 1) && there < groups.len().min(2);
         self.recorder.fault(self.now, fault.kind.label(), &nodes, &self.nodes, until, unresolved);
         match fault.kind {
             FaultKind::Crash | FaultKind::Restart => nodes.iter().for_each(|&i| self.hold_down(i)),
             FaultKind::Leave => nodes.iter().for_each(|&i| self.leave(i)),
             FaultKind::Pause => nodes.iter().for_each(|&i| {
+                if self.nodes[i].paused == 0 {
+                    self.nodes[i].stood_still = Some((self.now, None));
+                }
                 self.nodes[i].paused += 1;
-                self.nodes[i].unusable_at = Some(self.now);
             }),
             FaultKind::DiskFull => nodes.iter().for_each(|&i| self.disk_filled(i)),
             FaultKind::Churn => self.churn(index),
             FaultKind::ActorCrash => nodes.iter().for_each(|&i| self.crash_actor(i, fault.actor)),
             FaultKind::ClockJump => nodes.iter().for_each(|&i| self.clock_jumps(i, fault.by)),
             FaultKind::Move => nodes.iter().for_each(|&i| self.moves(i, index, fault.to.as_ref())),
-            FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => self.obstruct(index, &fault),
+            FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => {
+                self.obstruct(index, fault.properties, groups)
+            }
         }
         self.recorder.active.entry(index).or_default().nodes = nodes;
         if let Some(until) = until {
@@ -95,6 +109,7 @@ impl World {
                 for i in active.nodes {
                     self.nodes[i].paused = self.nodes[i].paused.saturating_sub(1);
                     if self.nodes[i].paused == 0 {
+                        self.nodes[i].stood_still = self.nodes[i].stood_still.map(|(from, _)| (from, Some(self.now)));
                         for happening in std::mem::take(&mut self.nodes[i].deferred) {
                             self.at(self.now, happening);
                         }
@@ -130,14 +145,13 @@ impl World {
         for spec in targets.iter().flat_map(|targets| &targets.0) {
             all.extend(spec.resolve(&self.nodes, &self.labels, &mut self.rng));
         }
-        all.sort_by(|&a, &b| self.nodes[a].name.cmp(&self.nodes[b].name));
-        all.dedup();
+        self.sort_by_name(&mut all);
         all
     }
 
-    fn members(&mut self, targets: &Targets) -> Members {
-        let chosen = self.resolve(Some(targets));
-        (0..self.nodes.len()).map(|i| chosen.contains(&i)).collect()
+    fn sort_by_name(&self, nodes: &mut Vec<usize>) {
+        nodes.sort_by(|&a, &b| self.nodes[a].name.cmp(&self.nodes[b].name));
+        nodes.dedup();
     }
 
     fn hold_down(&mut self, i: usize) {
@@ -149,7 +163,7 @@ impl World {
 
     /// An orderly stop: every machine says goodbye, then the process ends.
     fn leave(&mut self, i: usize) {
-        self.nodes[i].unusable_at = Some(self.now);
+        self.nodes[i].died_at = Some(self.now);
         self.step(i, Input::Beacon(beacon::Input::Leave));
         self.step(i, Input::Topology(topology::Input::Leave));
         self.step(i, Input::Links(link::Input::Leave));
@@ -237,22 +251,20 @@ impl World {
         self.give(i, Input::Beacon(beacon::Input::Describe(patch)));
     }
 
-    fn obstruct(&mut self, index: usize, fault: &Fault) {
-        let obstacle = match (&fault.between, &fault.from, &fault.to) {
-            (Some(parts), ..) => {
-                let parts: Vec<_> = parts.iter().map(|targets| self.resolve(Some(targets))).collect();
-                let mut groups = vec![0u8; self.nodes.len()];
+    /// Puts something in the way between groups of nodes.
+    fn obstruct(&mut self, index: usize, properties: Option<LinkProperties>, groups: Vec<Vec<usize>>) {
+        let obstacle = match (self.scenario.faults[index].kind, &groups[..]) {
+            (FaultKind::Partition, parts) => {
+                let mut part_of = vec![0u8; self.nodes.len()];
                 for (part, members) in parts.iter().enumerate() {
-                    for &i in members {
-                        groups[i] = part as u8 + 1;
-                    }
+                    members.iter().for_each(|&i| part_of[i] = part as u8 + 1);
                 }
-                self.recorder.partitions.begin(self.now, index, parts, &self.nodes);
-                Obstacle::Partition(groups)
+                self.recorder.partitions.begin(self.now, index, groups, &self.nodes);
+                Obstacle::Partition(part_of)
             }
-            (None, Some(from), Some(Destination::Targets(to))) => {
-                let (from, to) = (self.members(from), self.members(to));
-                match fault.properties {
+            (_, [from, to]) => {
+                let [from, to] = [from, to].map(|side| (0..self.nodes.len()).map(|i| side.contains(&i)).collect());
+                match properties {
                     Some(properties) => Obstacle::Link(from, to, properties),
                     None => Obstacle::OneWay(from, to),
                 }

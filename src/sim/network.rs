@@ -9,7 +9,7 @@ use rand_pcg::Pcg32;
 use crate::proto::frame::Frame;
 use crate::proto::link::ConnId;
 use crate::sim::scenario::LinkProperties;
-use crate::time::Time;
+use crate::time::{Time, earliest};
 
 /// Headers and authentication of UDP over IPv4 and QUIC around every datagram.
 pub const DATAGRAM_OVERHEAD: usize = 58;
@@ -129,20 +129,18 @@ impl Network {
                 quality.apply(over);
             }
         }
-        let mut latest = None;
-        for (begun, obstacle) in self.obstacles.values() {
-            if let Obstacle::Link(senders, receivers, over) = obstacle
-                && senders[from]
-                && receivers[to]
-                && latest.is_none_or(|(at, _)| *begun >= at)
-            {
-                latest = Some((*begun, over));
-            }
-        }
-        if let Some((_, over)) = latest {
+        if let Some((_, over)) = self.latest_link_fault(from, to) {
             quality.apply(over);
         }
         quality
+    }
+
+    fn latest_link_fault(&self, from: usize, to: usize) -> Option<(Time, &LinkProperties)> {
+        let of_link = self.obstacles.values().filter_map(|(begun, obstacle)| match obstacle {
+            Obstacle::Link(senders, receivers, over) if senders[from] && receivers[to] => Some((*begun, over)),
+            _ => None,
+        });
+        of_link.max_by_key(|(begun, _)| *begun)
     }
 
     /// Since when nothing passes from one node to another, if so.
@@ -150,9 +148,12 @@ impl Network {
         let blocks = |obstacle: &Obstacle| match obstacle {
             Obstacle::Partition(parts) => parts[from] != 0 && parts[to] != 0 && parts[from] != parts[to],
             Obstacle::OneWay(senders, receivers) => senders[from] && receivers[to],
-            Obstacle::Link(senders, receivers, over) => senders[from] && receivers[to] && over.loss == Some(1.0),
+            Obstacle::Link(..) => false,
         };
-        self.obstacles.values().filter(|(_, obstacle)| blocks(obstacle)).map(|(begun, _)| *begun).min()
+        let cut = self.obstacles.values().filter(|(_, obstacle)| blocks(obstacle)).map(|(begun, _)| *begun).min();
+        let loses_all = self.quality(from, to).loss >= 1.0;
+        let lossy = || self.latest_link_fault(from, to).map_or(Time::ZERO, |(begun, _)| begun);
+        earliest(cut, loses_all.then(lossy))
     }
 
     pub fn begin(&mut self, fault: usize, now: Time, obstacle: Obstacle) {

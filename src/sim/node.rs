@@ -49,8 +49,9 @@ pub struct SimNode {
     /// Faults that hold it down, or frozen.
     pub down: u32,
     pub paused: u32,
-    /// When it last became unusable, for failovers.
-    pub unusable_at: Option<Time>,
+    /// When its process last ended, and from when to when it last stood still; for failovers.
+    pub died_at: Option<Time>,
+    pub stood_still: Option<(Time, Option<Time>)>,
     pub last_tenure: Tenure,
     /// The highest term it knew in this run, or that its disk kept of the one before.
     pub last_fence: Option<Fence>,
@@ -135,7 +136,8 @@ pub(super) fn sim_node(
         started: Time::ZERO,
         down: 0,
         paused: 0,
-        unusable_at: None,
+        died_at: None,
+        stood_still: None,
         last_tenure: Tenure::default(),
         last_fence: None,
         deferred: Vec::new(),

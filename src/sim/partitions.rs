@@ -1,5 +1,7 @@
 //! What a partition does to the mesh: when each part notices, acts on its own, meets the others again, and is one.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::id::NodeName;
@@ -8,7 +10,7 @@ use crate::sim::invariants::link_up;
 use crate::sim::node::SimNode;
 use crate::time::Time;
 
-/// One part of one partition. Times are seconds: the first two since the cut, the last two since its end.
+/// One part of one partition. Times are seconds since the cut: the first two, and since its end: the others, but `contact_s`.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartitionReport {
     pub nodes: Vec<NodeName>,
@@ -17,6 +19,8 @@ pub struct PartitionReport {
     pub autonomous_s: Option<f64>,
     /// The first frame across, in seconds since the start.
     pub contact_s: Option<f64>,
+    /// Every live node names one root.
+    pub one_root_s: Option<f64>,
     pub healed_s: Option<f64>,
     /// Everything that had waited at the end of the cut is counted.
     pub flushed_s: Option<f64>,
@@ -36,8 +40,8 @@ struct Part {
     members: Vec<usize>,
     cut: Time,
     ended: Option<Time>,
-    detected: usize,
-    healed: usize,
+    /// Who knows that it is cut off, in which run of its process.
+    apart: BTreeMap<usize, u64>,
     /// What waits to be counted: nodes and their journals' ends.
     waiting: Vec<(usize, u64)>,
     report: PartitionReport,
@@ -55,6 +59,7 @@ impl Partitions {
                 detected_s: None,
                 autonomous_s: None,
                 contact_s: None,
+                one_root_s: None,
                 healed_s: None,
                 flushed_s: None,
                 roots_after: None,
@@ -63,7 +68,7 @@ impl Partitions {
                 provisional_samples: 0,
             };
             let (ended, waiting) = (None, Vec::new());
-            self.0.push(Part { fault, members, cut: now, ended, detected: 0, healed: 0, waiting, report });
+            self.0.push(Part { fault, members, cut: now, ended, apart: BTreeMap::new(), waiting, report });
         }
     }
 
@@ -82,19 +87,29 @@ impl Partitions {
             match event {
                 Event::PartitionDetected { .. } if part.ended.is_none() => {
                     let after = now.since(part.cut).as_secs_f64();
-                    part.detected += 1;
+                    part.apart.insert(at, nodes[at].incarnation);
                     part.report.detected_s.get_or_insert(after);
                     part.report.autonomous_s = Some(after);
                 }
                 Event::PartitionHealed { .. } => {
-                    part.healed += 1;
-                    if let Some(ended) = part.ended.filter(|_| part.healed == part.detected) {
+                    part.apart.remove(&at);
+                    part.apart.retain(|&i, run| nodes[i].is_up() && nodes[i].incarnation == *run);
+                    if let Some(ended) = part.ended.filter(|_| part.apart.is_empty()) {
                         part.report.healed_s = Some(now.since(ended).as_secs_f64());
                         let roots = (0..nodes.len()).filter(|&i| nodes[i].is_up() && link_up(nodes, i).is_none());
                         part.report.roots_after = Some(roots.count());
                     }
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// All live nodes name one root.
+    pub fn agree(&mut self, now: Time) {
+        for part in &mut self.0 {
+            if let Some(ended) = part.ended {
+                part.report.one_root_s.get_or_insert(now.since(ended).as_secs_f64());
             }
         }
     }

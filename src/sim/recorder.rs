@@ -8,6 +8,7 @@ use crate::level::Levels;
 use crate::limits::Limits;
 use crate::proto::event::Event;
 use crate::proto::frame::Frame;
+use crate::proto::link::CloseReason;
 use crate::proto::packet::{Payload, RouterFrame};
 use crate::proto::topology::{Cause, Parting, Standing};
 use crate::sim::faults::ActiveFaults;
@@ -15,10 +16,12 @@ use crate::sim::network::Network;
 use crate::sim::node::SimNode;
 use crate::sim::partitions::Partitions;
 use crate::sim::report::{Failover, FaultRecord, Formation, Traffic};
-use crate::time::Time;
+use crate::time::{Time, earliest};
 
 /// How long a formation must stand to count as converged.
 const STANDS: Duration = Duration::from_secs(5);
+/// For how long after a node stood still, what others made of its silence is still on its way.
+const AFTERMATH: Duration = Duration::from_secs(2);
 
 /// The record of a run.
 #[derive(Debug)]
@@ -179,6 +182,9 @@ impl Recorder {
         }
         let agree = self.claimants.len() == 1 && self.live == nodes.iter().filter(|node| node.is_up()).count();
         self.agreed = agree.then_some((now, self.messages, self.by_kind.values().sum()));
+        if agree {
+            self.partitions.agree(now);
+        }
     }
 
     fn note_convergence(&mut self, now: Time) {
@@ -199,7 +205,8 @@ impl Recorder {
         match event {
             Event::PeerLost { parent, reason } => {
                 let Some(from) = nodes[at].index_of(*parent) else { return };
-                let fault = self.fault_behind(nodes, network, at, from);
+                let accuses = reason == CloseReason::Lost.label();
+                let fault = self.fault_behind(now, nodes, network, at, from, accuses);
                 let told = [Parting::Moved, Parting::Preempted].iter().any(|parting| parting.label() == reason);
                 if fault.is_none() && told {
                     self.parent_changes += 1;
@@ -234,12 +241,26 @@ impl Recorder {
         }
     }
 
-    /// When the parent became unusable for this child, in truth.
-    fn fault_behind(&self, nodes: &[SimNode], network: &Network, child: usize, parent: usize) -> Option<Time> {
+    /// When the parent became unusable for this child, in truth. A child that stood still may have been given up by its
+    /// parent, but has no reason itself to accuse it.
+    fn fault_behind(
+        &self,
+        now: Time,
+        nodes: &[SimNode],
+        network: &Network,
+        child: usize,
+        parent: usize,
+        accuses: bool,
+    ) -> Option<Time> {
         let since = self.attached_at[child];
-        let own = [nodes[parent].unusable_at, nodes[child].unusable_at].into_iter().flatten();
-        let cut = network.blocked(child, parent).into_iter().chain(network.blocked(parent, child));
-        own.chain(cut).filter(|at| *at >= since || nodes[parent].paused > 0).max()
+        let died = nodes[parent].died_at.filter(|at| *at >= since || !nodes[parent].is_up());
+        let still = |node: &SimNode| {
+            let lately = |until: Option<Time>| until.is_none_or(|until| now.since(until) < AFTERMATH);
+            node.stood_still.filter(|(_, until)| lately(*until)).map(|(from, _)| from)
+        };
+        let own = if accuses { None } else { still(&nodes[child]) };
+        let cut = earliest(network.blocked(child, parent), network.blocked(parent, child));
+        [died, still(&nodes[parent]), own, cut].into_iter().flatten().min()
     }
 
     /// Bytes per node and second, from a minute after the tree stands to the first activity, if that is a minute more.

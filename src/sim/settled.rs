@@ -68,13 +68,14 @@ impl World {
         };
         for (i, node) in nodes.iter().enumerate() {
             let Some(view) = node.view() else { continue };
-            let has_room = |other: &SimNode| {
-                other.view().is_some_and(|above| {
-                    let able = above.free_slots > 0 && other.config.node.can_parent;
-                    above.effective_level > view.effective_level && able && are_near(node, other)
+            let has_room = |other: usize| {
+                nodes[other].view().is_some_and(|above| {
+                    let able = above.free_slots > 0 && nodes[other].config.node.can_parent;
+                    let there = are_near(node, &nodes[other]) && self.hear_each_other(i, other);
+                    above.effective_level > view.effective_level && able && there
                 })
             };
-            let eligible = nodes.iter().any(has_room);
+            let eligible = (0..nodes.len()).any(has_room);
             let attached = link_up(nodes, i).is_some();
             check("settled_attached", attached || !eligible, &|| {
                 format!("{} has no parent, though somebody has a free slot", node.name)
@@ -97,14 +98,17 @@ impl World {
         checks
     }
 
+    fn hear_each_other(&self, a: usize, b: usize) -> bool {
+        self.network.blocked(a, b).is_none() && self.network.blocked(b, a).is_none()
+    }
+
     /// Whether two nodes are both roots although one could be the other's parent.
     fn are_rivals(&self, a: usize, b: usize) -> bool {
         let (one, other) = (&self.nodes[a], &self.nodes[b]);
-        let open = self.network.blocked(a, b).is_none() && self.network.blocked(b, a).is_none();
         let able = |node: &SimNode| node.is_up() && node.config.node.can_parent;
         let free = one.config.topology.strategy != Strategy::Hybrid;
         let roots = link_up(&self.nodes, a).is_none() && link_up(&self.nodes, b).is_none();
-        roots && open && free && able(one) && able(other) && are_near(one, other)
+        roots && self.hear_each_other(a, b) && free && able(one) && able(other) && are_near(one, other)
     }
 }
 

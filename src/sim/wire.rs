@@ -74,7 +74,8 @@ impl World {
         let quality = self.network.quality(i, to);
         let mut wait = quality.delay(&mut self.rng);
         let mut again = quality.retransmission();
-        while quality.loss < 1.0 && self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
+        // What is lost for certain waits in the pipe until the link carries something again.
+        while quality.loss < 1.0 && self.rng.random_bool(quality.loss) {
             self.recorder.wire("retransmission", bytes + DATAGRAM_OVERHEAD);
             wait += again;
             again = (again * 2).min(LONGEST_RETRANSMISSION);

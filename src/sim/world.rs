@@ -107,9 +107,16 @@ struct Entry {
     happening: Happening,
 }
 
+impl Entry {
+    /// At one instant faults end before anything else happens, and what was planned first happens first.
+    fn turn(&self) -> (Time, bool, u64) {
+        (self.at, !matches!(self.happening, Happening::FaultEnds(_)), self.order)
+    }
+}
+
 impl PartialEq for Entry {
     fn eq(&self, other: &Self) -> bool {
-        (self.at, self.order) == (other.at, other.order)
+        self.turn() == other.turn()
     }
 }
 impl Eq for Entry {}
@@ -120,7 +127,7 @@ impl PartialOrd for Entry {
 }
 impl Ord for Entry {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
+        self.turn().cmp(&other.turn())
     }
 }
 
@@ -297,7 +304,7 @@ impl World {
         sim.shown = None;
         sim.tick_at = None;
         sim.last_tenure = Tenure::default();
-        sim.unusable_at = Some(now);
+        sim.died_at = Some(now);
         sim.deferred.clear();
         if !sim.keeps_disk {
             let journal = self.rng.random();

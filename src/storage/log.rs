@@ -53,7 +53,7 @@ pub struct Log {
     beginning: Beginning,
     /// What of the file is whole and synced.
     length: u64,
-    /// The length when it was last written anew.
+    /// The length that it had when it was last written anew, or would have had when it was opened.
     compact: u64,
     /// Whether the disk failed in a way that leaves in doubt what the file holds.
     in_doubt: bool,
@@ -69,7 +69,7 @@ impl Log {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let durable = Durable::new(fresh.journal, Some(fresh.account));
                 let (file, length) = write_anew(path, &fresh, &durable).map_err(failed)?;
-                let log = Self::new(path, file, fresh, length);
+                let log = Self::new(path, file, fresh, (length, length));
                 return Ok((log, durable, Damage::default()));
             }
             Err(error) => return Err(failed(error)),
@@ -101,7 +101,7 @@ impl Log {
         }
         let damage = Damage { stretches: frames.stretches + unreadable, lost_samples: durable.outbox.give_up_lost() };
         let (torn, whole) = (frames.torn(), frames.whole);
-        let mut log = Self::new(path, frames.file, beginning, whole);
+        let mut log = Self::new(path, frames.file, beginning, (whole, needed(&durable)));
         if damage != Damage::default() {
             fs::copy(path, path.with_extension("damaged")).map_err(failed)?;
         }
@@ -113,9 +113,9 @@ impl Log {
         Ok((log, durable, damage))
     }
 
-    fn new(path: &Path, file: File, beginning: Beginning, length: u64) -> Self {
+    fn new(path: &Path, file: File, beginning: Beginning, (length, compact): (u64, u64)) -> Self {
         let buffer = Vec::new();
-        Self { path: path.to_owned(), file, beginning, length, compact: length, in_doubt: false, buffer }
+        Self { path: path.to_owned(), file, beginning, length, compact, in_doubt: false, buffer }
     }
 
     /// The size of the file.
@@ -159,6 +159,17 @@ impl Log {
         (self.compact, self.in_doubt) = (self.length, false);
         Ok(())
     }
+}
+
+/// How many bytes it takes to keep this.
+fn needed(durable: &Durable) -> u64 {
+    let mut buffer = Vec::new();
+    let bytes = durable.records().map(|record| {
+        buffer.clear();
+        put_record(&record, &mut buffer);
+        buffer.len() as u64
+    });
+    bytes.sum()
 }
 
 fn write_anew(path: &Path, beginning: &Beginning, durable: &Durable) -> io::Result<(File, u64)> {
@@ -322,6 +333,23 @@ mod tests {
             durable.apply(&record);
         }
         (path, durable)
+    }
+
+    #[test]
+    fn it_is_written_anew_in_time_however_often_its_process_starts_again() {
+        let directory = TempDir::new().unwrap();
+        let (path, _) = ten(&directory);
+        let mut lives = 0;
+        let length = loop {
+            let (mut log, ..) = Log::open(&path, FRESH).unwrap();
+            lives += 1;
+            log.append((0..20_000).map(Record::Reserve).collect::<Vec<_>>().iter()).unwrap();
+            if log.is_bloated() {
+                break log.bytes();
+            }
+            assert!(lives < 100, "{} bytes for ten samples", log.bytes());
+        };
+        assert!(lives > 2 && length < Limits::JOURNAL_SLACK + 1024 * 1024, "{lives} lives, {length} bytes");
     }
 
     fn reopened(path: &Path) -> (Durable, Damage) {

@@ -12,9 +12,25 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_tussock");
 /// A directory for a test's files and sockets, with a short path, and a runtime directory of its own.
 pub struct Place(tempfile::TempDir);
 
+const PREFIX: &str = "tussock-test-";
+
+/// Removes what tests left behind that were killed: directories are named for their process.
+fn sweep() {
+    let owner = |name: &str| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok();
+    let is_gone = |process: u32| Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{process}")).exists();
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        if entry.file_name().to_str().and_then(owner).is_some_and(is_gone) {
+            // Another test may be at it.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 impl Place {
     pub fn new() -> Self {
-        Self(tempfile::Builder::new().prefix("t").tempdir().unwrap())
+        sweep();
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        Self(tempfile::Builder::new().prefix(&prefix).tempdir().unwrap())
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -6,7 +6,9 @@ use crate::support::held;
 fn survives(seeds: std::ops::RangeInclusive<u64>) {
     for seed in seeds {
         let report = held("chaos.toml", seed);
-        assert!(report.telemetry.acknowledged > 1_000 && report.failovers.len() > 20, "seed {seed}: it was not chaos");
+        let telemetry = &report.telemetry;
+        assert_eq!(telemetry.counted_at_root, telemetry.acknowledged, "seed {seed}: not all came to the root");
+        assert!(telemetry.acknowledged > 1_000 && report.failovers.len() > 20, "seed {seed}: it was not chaos");
     }
 }
 

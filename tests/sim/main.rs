@@ -2,5 +2,6 @@
 
 mod chaos;
 mod doctored;
+mod faults;
 mod scenarios;
 mod support;

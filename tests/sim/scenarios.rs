@@ -209,7 +209,7 @@ fn a_part_that_is_cut_off_leads_itself_and_is_one_with_the_others_again() {
         assert_eq!(far.roots_after, Some(1), "seed {seed}");
         // Its root adds up what waits; nobody else does.
         assert!(far.provisional_samples > 0 && near.provisional_samples == 0, "seed {seed}: {far:?}");
-        // The roots look for each other at least every ten seconds; once they have met, all goes fast.
+        // The roots look for each other at least every five seconds; once they have met, all goes fast.
         let met = far.contact_s.unwrap() - 90.0;
         assert!(met <= 10.0 && far.healed_s.unwrap() - met <= 5.0, "seed {seed}: {far:?}");
         assert!(far.flushed_s.unwrap() - met <= 10.0, "seed {seed}: {far:?}");
@@ -246,6 +246,11 @@ fn two_days_apart_everything_is_counted_in_the_end() {
     assert_eq!((ours.acknowledged, ours.fenced), (all, 0));
     // What was said while the parts met again is no more than what they did not know of each other.
     let part = &report.partitions[0];
+    assert_eq!(
+        part.roots_after,
+        Some(1),
+        "everybody was restarted meanwhile, and still knew what they were cut off from"
+    );
     assert!(part.bytes_to_heal as f64 <= 1.5 * part.true_difference_bytes as f64 + 4096.0, "{part:?}");
 }
 

@@ -14,7 +14,7 @@ use crate::time::Time;
 /// What became of a beacon that was heard.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
-    /// A node not heard before, or not lately.
+    /// A node not heard before, or not lately, or not since it started again.
     Seen(Arc<Beacon>),
     /// News of a known node. Says whether anything but its sequence changed.
     Renewed { beacon: Arc<Beacon>, changed: bool },
@@ -78,10 +78,10 @@ impl Neighbours {
                 before.iter().for_each(|point| self.grid.remove(&id, point));
                 after.iter().for_each(|point| self.grid.insert(id, point));
             }
-            let was_fresh = known.is_fresh(now);
+            let was_known = known.is_fresh(now) && known.beacon.incarnation == beacon.incarnation;
             let changed = !says_the_same(&known.beacon, &beacon);
             *known = Neighbour { beacon: beacon.clone(), heard: now };
-            return Some(match (beacon.ttl_s, was_fresh) {
+            return Some(match (beacon.ttl_s, was_known) {
                 (0, _) => Observation::Expired(id),
                 (_, true) => Observation::Renewed { beacon, changed },
                 (_, false) => Observation::Seen(beacon),
@@ -197,9 +197,15 @@ mod tests {
         assert_eq!(table.observe(at(1), beacon(4)), None);
         assert_eq!(table.observe(at(1), beacon(5)), None);
         assert!(matches!(table.observe(at(2), beacon(6)), Some(Observation::Renewed { changed: false, .. })));
-        let mut restarted = (*beacon(1)).clone();
-        restarted.incarnation += 1;
-        assert!(table.observe(at(3), Arc::new(restarted)).is_some());
+    }
+
+    #[test]
+    fn who_starts_again_is_new_though_its_last_life_was_heard_a_moment_ago() {
+        let mut table = Neighbours::default();
+        table.observe(at(0), beacon(5));
+        let restarted = Beacon { incarnation: beacon(5).incarnation + 1, ..(*beacon(1)).clone() };
+        assert!(matches!(table.observe(at(1), Arc::new(restarted)), Some(Observation::Seen(_))));
+        assert_eq!(table.observe(at(2), beacon(6)), None, "what its last life said comes too late");
     }
 
     #[test]

@@ -49,7 +49,7 @@ const SLOWEST: Duration = Duration::from_secs(5);
 /// Longer than this two beats in a row are not apart because of the link, unless beats are far apart themselves.
 const APART: Duration = Duration::from_millis(500);
 /// Every so many probes another link is tried, to see whether the fault is this node's.
-const WONDER: u32 = 8;
+const WONDER: u32 = 4;
 /// How much longer than it lagged itself a node waits for others.
 const OWN_LAG: u32 = 4;
 /// However much is missing, a peer may be silent for so long: processes stall.
@@ -159,6 +159,14 @@ impl Detector {
         self.series = None;
     }
 
+    /// This node stood still for so long: that nothing was heard meanwhile says nothing of the peer.
+    pub fn excuse(&mut self, now: Time, still: Duration) {
+        self.heard = now.min(self.heard + still);
+        if let Some(series) = &mut self.series {
+            (series.began, series.last) = (series.began + still, series.last + still);
+        }
+    }
+
     pub fn was_heard_since(&self, then: Time) -> bool {
         self.heard >= then
     }
@@ -256,10 +264,10 @@ impl Detector {
 
     pub fn tick(&mut self, now: Time, lag: Duration) -> Option<Watch> {
         if now >= self.probe_at(lag) {
-            let series = self.series.unwrap_or(Series { began: now, sent: 0, last: now, again: false });
-            if self.suspicion(now, &series, lag) >= 1.0 {
+            if self.series.is_some_and(|series| self.suspicion(now, &series, lag) >= 1.0) {
                 return Some(Watch::Lost);
             }
+            let series = self.series.unwrap_or(Series { began: now, sent: 0, last: now, again: false });
             self.series = Some(Series { sent: series.sent + 1, last: now, ..series });
             self.beat_at = now + self.interval;
             return Some(Watch::Send(self.probe(now)));
@@ -315,7 +323,8 @@ impl Detector {
         (self.interval / SPACING).clamp(PROBE_AT_LEAST, PROBE_AT_MOST)
     }
 
-    fn slowest_trip(&self) -> Duration {
+    /// As long as a round trip may take.
+    pub fn slowest_trip(&self) -> Duration {
         let (mean, deviation) = self.trip.unwrap_or((UNKNOWN_TRIP, Duration::ZERO));
         mean + deviation * DEVIATIONS
     }

@@ -8,6 +8,9 @@ mod dialling;
 mod machine;
 mod watching;
 
+#[cfg(test)]
+mod tests;
+
 pub use detector::{Detector, Watch};
 pub use machine::{Effect, Input, Machine, Settings};
 

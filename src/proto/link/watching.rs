@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::id::NodeId;
+use crate::limits::Limits;
 use crate::proto::link::machine::{Effect, Link, Machine};
 use crate::proto::link::{Beat, CloseReason, ConnId, Detector, Purpose, Watch};
 use crate::time::Time;
@@ -18,7 +19,9 @@ const BUSY_PACE: u32 = 10;
 /// A link is busy when a router's frame follows another within so many heartbeats, and for as long after the last; and
 /// as long when the tree comes to lean on it, for its loss and its round trip are not known yet.
 const BUSY: u32 = 3;
-/// The most that own lag counts, and how it fades with every tick.
+/// On a long way frames may be so many round trips further apart: what was lost is sent again, perhaps twice.
+const SENT_AGAIN: u32 = 4;
+/// The most that own lag counts, and how it fades with every tick. A node that was late by more stood still.
 const MOST_LAG: Duration = Duration::from_millis(500);
 const LAG_FADES: f64 = 0.9;
 
@@ -81,8 +84,10 @@ impl Machine {
     /// A router's frame came: a sign of life, and the link is busy if they go on coming.
     pub(super) fn carried(&mut self, now: Time, conn: ConnId) {
         self.heard(now, conn);
-        let soon = self.settings.heartbeat * BUSY;
+        let heartbeat = self.settings.heartbeat;
         let Some(link) = self.link_over(conn) else { return };
+        let trip = link.detector.as_ref().map_or(Duration::ZERO, Detector::slowest_trip);
+        let soon = heartbeat * BUSY + (trip * SENT_AGAIN).min(Limits::CONNECTION_SILENCE);
         let before = link.data_at.replace(now);
         if before.is_some_and(|before| now.since(before) <= soon) {
             let was_busy = link.busy_until.replace(now + soon).is_some();
@@ -103,6 +108,13 @@ impl Machine {
     pub(super) fn measure_lag(&mut self, now: Time) {
         let late = now.since(self.due);
         self.lag = late.min(MOST_LAG).max(self.lag.mul_f64(LAG_FADES));
+        let still = late.saturating_sub(MOST_LAG);
+        if !still.is_zero() {
+            self.links
+                .values_mut()
+                .filter_map(|link| link.detector.as_mut())
+                .for_each(|watched| watched.excuse(now, still));
+        }
     }
 
     pub(super) fn watch(&mut self, now: Time, effects: &mut Vec<Effect>) {

@@ -163,8 +163,11 @@ impl Machine {
     pub(super) fn placed(&mut self, now: Time, view: Arc<View>, effects: &mut Vec<Effect>) {
         let before = std::mem::replace(&mut self.view, view);
         let had_account = before.account;
-        if let Some(fence) = self.view.fence.filter(|_| self.view.fence > self.durable.fence && self.keeps()) {
-            self.persist(vec![Record::Fence(fence)], effects);
+        let fence = self.view.fence.filter(|_| self.view.fence > self.durable.fence).map(Record::Fence);
+        let root = self.view.known_root.filter(|_| self.view.known_root > self.durable.known_root);
+        let news: Vec<_> = fence.into_iter().chain(root.map(Record::KnownRoot)).collect();
+        if !news.is_empty() && self.keeps() {
+            self.persist(news, effects);
         }
         let own = self.durable.account.as_ref().map(|account| account.id);
         if self.view.own_account.is_some() && self.view.own_account != own {

@@ -8,6 +8,7 @@ use crate::level::Level;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::{Source, Unit};
 use crate::proto::durable::{Durable, Record};
+use crate::proto::event::Event;
 use crate::proto::outbox::{Offer, WhenFull};
 use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
 use crate::proto::ranges::RangeSet;
@@ -23,9 +24,8 @@ fn id(n: u8) -> NodeId {
     Keypair::from_seed([n; 32]).id()
 }
 
-/// A root with one child.
-fn root() -> Machine {
-    let settings = Settings {
+fn settings() -> Settings {
+    Settings {
         me: id(1),
         incarnation: 1,
         window: Duration::from_secs(1),
@@ -35,7 +35,11 @@ fn root() -> Machine {
         when_full: WhenFull::Block,
         aggregator: None,
         seed: 1,
-    };
+    }
+}
+
+/// A root with one child.
+fn root() -> Machine {
     let name = NodeName::new("root").unwrap();
     let mut view = View::alone(id(1), name, Level::COMPANY, Tenure::default(), 16);
     view.account = Some(ACCOUNT);
@@ -56,7 +60,7 @@ fn root() -> Machine {
     view.descendants = Arc::new([(id(2), (id(2), below))].into());
     let view = Arc::new(view);
     let durable = Durable::new(7, Some(ACCOUNT));
-    let mut machine = Machine::new(Time::ZERO, settings, view.clone(), durable, None);
+    let mut machine = Machine::new(Time::ZERO, settings(), view.clone(), durable, None);
     machine.step(Time::ZERO, Input::Placed(view), &mut Vec::new());
     machine
 }
@@ -200,4 +204,46 @@ fn a_bad_sample_is_set_aside_and_costs_nothing_else() {
     // The prefix closes over what was set aside, so its origin is not left waiting.
     let source = Source { origin: id(2), journal: 9 };
     assert_eq!(machine.durable().account.as_ref().unwrap().mark(&source).unwrap().prefix, 3);
+}
+
+/// Publishes ten samples on a node that knows no root and has room for about five, every third of low priority; what became
+/// of each, and the machine.
+fn publish_ten(when_full: WhenFull) -> (Vec<Result<(), PublishError>>, Machine) {
+    let view = View::alone(id(1), NodeName::new("leaf").unwrap(), Level::PLATFORM, Tenure::default(), 16);
+    let settings = Settings { outbox_bytes: 5 * sample(1, 1.0).bytes(), when_full, ..settings() };
+    let mut machine = Machine::new(Time::ZERO, settings, Arc::new(view), Durable::new(7, None), None);
+    let mut results = Vec::new();
+    for request in 1..=10 {
+        let priority = if request % 3 == 0 { Priority::Low } else { Priority::Normal };
+        let telemetry = Telemetry { priority, ..Telemetry::new().metric("t", request as f64) };
+        let mut effects = Vec::new();
+        machine.step(Time::ZERO, Input::Publish { request, telemetry }, &mut effects);
+        let ticket = effects.iter().find_map(|effect| match effect {
+            Effect::Persist { ticket, .. } => *ticket,
+            _ => None,
+        });
+        ticket.into_iter().for_each(|ticket| machine.step(Time::ZERO, Input::Persisted(ticket), &mut effects));
+        let refused = effects.iter().any(|effect| matches!(effect, Effect::Event(Event::SampleRefused { .. })));
+        let published = effects.into_iter().find_map(|effect| match effect {
+            Effect::Published { result, .. } => Some(result.map(|_| ())),
+            _ => None,
+        });
+        let result = published.expect("who publishes is answered");
+        assert!(result.is_ok() || refused, "whoever watches the events sees it");
+        results.push(result);
+    }
+    (results, machine)
+}
+
+#[test]
+fn a_full_outbox_refuses_and_keeps_what_it_has_unless_the_least_important_may_go() {
+    let (results, machine) = publish_ten(WhenFull::Block);
+    let outbox = &machine.durable().outbox;
+    assert!(results[..5].iter().all(Result::is_ok));
+    assert!(results[5..].iter().all(|result| matches!(result, Err(PublishError::Full { .. }))), "{results:?}");
+    assert!(outbox.sequences().eq(1..=5));
+    let (results, machine) = publish_ten(WhenFull::DropOldestLowestPriority);
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let kept: Vec<_> = machine.durable().outbox.sequences().collect();
+    assert_eq!(kept, [4, 5, 7, 8, 10], "low priority first, the oldest of them first");
 }

@@ -15,7 +15,7 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// How long an orphan waits for one candidate before it dials the next as well: the first may have died with the parent,
 /// and a dial takes seconds to fail. (As happy eyeballs do with addresses; RFC 8305.)
 const HEDGE: Duration = Duration::from_millis(250);
-/// How many are dialled beside the first at a time.
+/// How many are dialled beside the first at a time, and how many of those that were asked may still accept.
 const OTHERS: usize = 3;
 
 /// A parent that was asked and has not answered.
@@ -28,12 +28,19 @@ pub(super) struct Attempt {
     pub until: Time,
     /// When the request went out, or is to be repeated.
     pub asked: Option<Time>,
+    /// Who was asked before it in the same search, with the serial: whoever accepts first is the parent.
+    pub earlier: Vec<(NodeId, u64)>,
     /// Who is dialled beside it because it is slow, and when one more is.
     pub others: Vec<NodeId>,
     pub slow_at: Time,
 }
 
 impl Attempt {
+    /// Whether this is the answer to a request of this search.
+    pub fn asked_for(&self, id: NodeId, serial: u64) -> bool {
+        (self.id, self.serial) == (id, serial) || self.earlier.contains(&(id, serial))
+    }
+
     pub fn deadline(&self, orphaned: bool) -> Time {
         let answer = self.asked.map_or(self.until, |at| self.until.min(at + ANSWER));
         if orphaned && self.others.len() < OTHERS { answer.min(self.slow_at) } else { answer }
@@ -50,6 +57,7 @@ impl Machine {
             detail,
             until: now + ATTEMPT,
             asked: None,
+            earlier: Vec::new(),
             others: Vec::new(),
             slow_at: now + HEDGE,
         });
@@ -106,7 +114,7 @@ impl Machine {
         self.choose_parent(now, effects);
     }
 
-    /// Dials further candidates beside one that is slow, and turns to the first whose link is up.
+    /// Dials further candidates beside one that is slow, and asks the first whose link is up as well.
     pub(super) fn hedge(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let Some(mut attempt) = self.uplink.attempt.take_if(|_| self.uplink.parent.is_none()) else { return };
         if now >= attempt.slow_at && attempt.others.len() < OTHERS {
@@ -117,7 +125,14 @@ impl Machine {
         match attempt.others.iter().find(|id| self.links.contains_key(id)) {
             Some(&linked) => {
                 self.rest(now, attempt.id, false);
+                attempt.earlier.push((attempt.id, attempt.serial));
+                // Who is asked again answers the new request: its acceptance of an old one would leave the two apart.
+                attempt.earlier.retain(|(id, _)| *id != linked);
+                attempt.earlier.drain(..attempt.earlier.len().saturating_sub(OTHERS));
                 self.attempt(now, linked, attempt.cause, attempt.detail, effects);
+                if let Some(next) = &mut self.uplink.attempt {
+                    next.earlier = attempt.earlier;
+                }
             }
             None => self.uplink.attempt = Some(attempt),
         }

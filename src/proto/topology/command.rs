@@ -31,11 +31,11 @@ pub(super) struct Command {
 }
 
 impl Command {
-    pub fn new(fence: Option<Fence>) -> Self {
+    pub fn new(fence: Option<Fence>, known_root: Option<Level>) -> Self {
         Self {
             fence,
             highest: fence,
-            known_root: None,
+            known_root,
             partition: None,
             healing_since: None,
             cut_off_since: None,

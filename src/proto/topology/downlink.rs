@@ -10,15 +10,19 @@ use crate::limits::Limits;
 use crate::proto::event::Event;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::uplink::Uplink;
-use crate::proto::topology::{Applicant, Change, ChildView, Descendant, Frame, Parting, Path, Refusal, Tenure};
+use crate::proto::topology::{Applicant, Change, ChildView, Descendant, Frame, Parting, Path, Refusal, Report, Tenure};
 use crate::time::Time;
 
 /// How long changes in the subtree are gathered before they are reported.
 const GATHER: Duration = Duration::from_millis(100);
+/// How many changes go in the first part of a report: a fifth of a second on a slow link, for what is behind it waits. The
+/// next is twice as large if the parent was told this soon.
+const PART: usize = 64;
+const SOON: Duration = Duration::from_millis(250);
 /// How often one that seems to take this node for its parent is asked to confirm it.
 const CONFIRM: Duration = Duration::from_secs(1);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Downlink {
     pub children: BTreeMap<NodeId, ChildView>,
     /// Whose backup this node is, with the serial of the request.
@@ -26,16 +30,37 @@ pub(super) struct Downlink {
     pub descendants: Arc<BTreeMap<NodeId, (NodeId, Descendant)>>,
     /// Whom a child has named so far in a report that replaces what it said before.
     told: BTreeMap<NodeId, BTreeSet<NodeId>>,
-    /// Changes not yet reported to the parent, and when they are due.
+    /// What is not yet reported to the parent, what that is to what was said before, and when it is due.
     unreported: BTreeMap<NodeId, Option<Descendant>>,
+    report: Report,
     report_at: Option<Time>,
+    /// When the part went that the parent was not told yet, and how many changes the next may have.
+    telling: Option<Time>,
+    part: usize,
     /// When who sends under a tenure that is not current was last asked to confirm its link.
     asked: BTreeMap<NodeId, Time>,
 }
 
+impl Default for Downlink {
+    fn default() -> Self {
+        Self {
+            children: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            descendants: Arc::default(),
+            told: BTreeMap::new(),
+            unreported: BTreeMap::new(),
+            report: Report::Changes,
+            report_at: None,
+            telling: None,
+            part: PART,
+            asked: BTreeMap::new(),
+        }
+    }
+}
+
 impl Downlink {
     pub fn report_at(&self, uplink: &Uplink) -> Option<Time> {
-        self.report_at.filter(|_| uplink.parent.is_some())
+        self.report_at.filter(|_| uplink.parent.is_some() && self.telling.is_none())
     }
 
     fn add(&mut self, now: Time, via: NodeId, descendant: Descendant) {
@@ -244,7 +269,7 @@ impl Machine {
         &mut self,
         now: Time,
         peer: NodeId,
-        (full, last): (bool, bool),
+        (report, last): (Report, bool),
         changes: Vec<Change>,
         effects: &mut Vec<Effect>,
     ) {
@@ -257,8 +282,10 @@ impl Machine {
             Change::Added(descendant) => Some(descendant.id),
             Change::Removed(_) => None,
         });
-        if full {
-            let told = self.downlink.told.entry(peer).or_default();
+        if report == Report::Anew {
+            self.downlink.told.insert(peer, BTreeSet::new());
+        }
+        if let Some(told) = self.downlink.told.get_mut(&peer) {
             told.extend(named.take(Limits::DESCENDANTS.saturating_sub(told.len())));
         }
         for change in changes.into_iter().take(Limits::SUBTREE_CHANGES) {
@@ -270,8 +297,9 @@ impl Machine {
                 Change::Added(_) | Change::Removed(_) => effects.push(Effect::Dropped("impossible_subtree")),
             }
         }
-        if full && last {
-            let told = self.downlink.told.remove(&peer).unwrap_or_default();
+        if !last {
+            effects.push(Effect::Send(peer, Frame::Told));
+        } else if let Some(told) = self.downlink.told.remove(&peer) {
             let gone = self.downlink.below(peer).into_iter().filter(|id| *id != peer && !told.contains(id));
             gone.for_each(|id| self.downlink.remove(now, peer, id));
         }
@@ -279,42 +307,44 @@ impl Machine {
     }
 
     /// Tells a new parent everyone who is below.
-    pub(super) fn report_whole_subtree_to(&mut self, parent: NodeId, effects: &mut Vec<Effect>) {
+    pub(super) fn report_whole_subtree_to(&mut self, now: Time, parent: NodeId, effects: &mut Vec<Effect>) {
         if self.uplink.parent.as_ref().is_none_or(|known| known.id != parent) {
             return;
         }
-        self.downlink.unreported.clear();
-        self.downlink.report_at = None;
-        let all: Vec<_> = self.downlink.descendants.values().map(|(_, d)| Change::Added(d.clone())).collect();
-        let mut left = all.chunks(Limits::SUBTREE_CHANGES).peekable();
-        loop {
-            let changes = left.next().unwrap_or_default().to_vec();
-            let last = left.peek().is_none();
-            effects.push(Effect::Send(parent, Frame::Subtree { full: true, last, changes }));
-            if last {
-                return;
-            }
-        }
+        let all = self.downlink.descendants.values().map(|(_, descendant)| (descendant.id, Some(descendant.clone())));
+        self.downlink.unreported = all.collect();
+        (self.downlink.report, self.downlink.report_at) = (Report::Anew, Some(now));
+        (self.downlink.telling, self.downlink.part) = (None, PART);
+        self.report_subtree(now, effects);
+    }
+
+    pub(super) fn was_told(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let Some(since) = self.downlink.telling.take() else { return };
+        let soon = now.since(since) < SOON;
+        self.downlink.part = if soon { (self.downlink.part * 2).min(Limits::SUBTREE_CHANGES) } else { PART };
+        self.report_subtree(now, effects);
     }
 
     pub(super) fn report_subtree(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let downlink = &mut self.downlink;
         let Some(parent) = self.uplink.parent.as_ref().map(|parent| parent.id) else {
             // A new parent is told everything.
-            self.downlink.unreported.clear();
-            self.downlink.report_at = None;
+            downlink.unreported.clear();
+            (downlink.report, downlink.report_at, downlink.telling) = (Report::Changes, None, None);
             return;
         };
-        if self.downlink.report_at.is_none_or(|at| now < at) {
+        if downlink.telling.is_some() || downlink.report_at.is_none_or(|at| now < at) {
             return;
         }
-        self.downlink.report_at = None;
-        let all: Vec<_> = std::mem::take(&mut self.downlink.unreported)
-            .into_iter()
-            .map(|(id, descendant)| descendant.map_or(Change::Removed(id), Change::Added))
-            .collect();
-        for changes in all.chunks(Limits::SUBTREE_CHANGES) {
-            effects.push(Effect::Send(parent, Frame::Subtree { full: false, last: true, changes: changes.to_vec() }));
-        }
+        let part = std::iter::from_fn(|| downlink.unreported.pop_first()).take(downlink.part);
+        let changes = part.map(|(id, descendant)| descendant.map_or(Change::Removed(id), Change::Added)).collect();
+        let (report, last) = (downlink.report, downlink.unreported.is_empty());
+        (downlink.report, downlink.report_at, downlink.telling) = match (report, last) {
+            (_, true) => (Report::Changes, None, None),
+            (Report::Changes, false) => (Report::Changes, Some(now), Some(now)),
+            (Report::Anew | Report::More, false) => (Report::More, Some(now), Some(now)),
+        };
+        effects.push(Effect::Send(parent, Frame::Subtree { report, last, changes }));
     }
 
     pub(super) fn say_goodbye_below(&mut self, effects: &mut Vec<Effect>) {

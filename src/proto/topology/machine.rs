@@ -56,6 +56,8 @@ pub struct Settings {
     pub account: Option<AccountId>,
     /// The term of command that was last known, from before this process.
     pub fence: Option<Fence>,
+    /// The highest level of a root that was known then.
+    pub known_root: Option<Level>,
     /// How long the tree above is gone before the part that is left acts on its own, and how long one root must stand
     /// before the partition counts as healed.
     pub partition_timeout: Duration,
@@ -76,7 +78,7 @@ pub enum Input {
     LinkDown(NodeId, String),
     /// What share of a peer's heartbeats arrives, 0..1.
     Quality(NodeId, f64),
-    /// All links that are up: who is missing is down.
+    /// All links that are up, after a restart here or there: who is missing is down.
     Links(BTreeMap<NodeId, NodeName>),
     /// A wanted peer could not be dialled.
     Unreachable(NodeId, String),
@@ -129,8 +131,6 @@ pub struct Machine {
     view: Arc<View>,
     dirty: bool,
     think_at: Time,
-    /// A restart may have missed what others said meanwhile.
-    restarted: bool,
     pub(super) rng: Pcg32,
 }
 
@@ -153,14 +153,13 @@ impl Machine {
             downlink: Downlink::default(),
             laterals: Laterals::default(),
             hierarchy: Hierarchy::default(),
-            command: Command::new(settings.fence),
+            command: Command::new(settings.fence, settings.known_root),
             role: Role::Standalone,
             leader: settings.me,
             leaving: false,
             view: Arc::new(view),
             dirty: true,
             think_at: now,
-            restarted: false,
             rng: Pcg32::seed_from_u64(settings.seed),
             settings,
         }
@@ -172,7 +171,6 @@ impl Machine {
         machine.neighbours.forgive(now);
         machine.dirty = true;
         machine.think_at = now;
-        machine.restarted = true;
         machine
     }
 
@@ -211,6 +209,7 @@ impl Machine {
                         effects.push(Effect::Send(peer, Frame::Resync));
                     }
                 }
+                self.make_up_for_a_restart(effects);
             }
             Input::Quality(peer, share) if self.links.contains_key(&peer) => drop(self.qualities.insert(peer, share)),
             Input::Quality(..) => {}
@@ -238,7 +237,6 @@ impl Machine {
 
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let first = effects.len();
-        self.make_up_for_a_restart(effects);
         if now >= self.think_at {
             self.think(now, effects);
         }
@@ -253,11 +251,8 @@ impl Machine {
         earliest(earliest(Some(self.think_at), self.uplink.deadline()), self.downlink.report_at(&self.uplink))
     }
 
-    /// Has parent and children say again what may have been lost with the mailbox.
-    fn make_up_for_a_restart(&mut self, effects: &mut Vec<Effect>) {
-        if !std::mem::take(&mut self.restarted) {
-            return;
-        }
+    /// Has parent and children say again what may have been lost with a mailbox: this machine's, or the links'.
+    fn make_up_for_a_restart(&self, effects: &mut Vec<Effect>) {
         self.confirm_parent(effects);
         effects.extend(self.downlink.children.keys().map(|&child| Effect::Send(child, Frame::Resync)));
     }
@@ -353,9 +348,13 @@ impl Machine {
             Frame::Fence(fence) => self.fence_below(peer, fence, effects),
             Frame::HandOver { to } => self.handed_over(now, peer, to, effects),
             Frame::Path(path) => self.path_changed(now, peer, path, effects),
-            Frame::Subtree { full, last, changes } => {
-                self.subtree_reported(now, peer, (full, last), changes, effects);
+            Frame::Subtree { report, last, changes } => {
+                self.subtree_reported(now, peer, (report, last), changes, effects);
             }
+            Frame::Told if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) => {
+                self.was_told(now, effects);
+            }
+            Frame::Told => {}
             // The answer to it has the whole subtree reported.
             Frame::Resync if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) => {
                 self.confirm_parent(effects);
@@ -436,6 +435,7 @@ impl Machine {
             position: self.description.position,
             capabilities: self.description.capabilities.clone().into(),
             fence: self.command.fence,
+            known_root: self.command.known_root,
             partition: self.command.partition,
             backup: uplink.accepted_backup(),
             children: self.downlink.children.clone(),

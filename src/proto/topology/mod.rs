@@ -15,6 +15,9 @@ mod machine;
 mod uplink;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 pub use explain::{CandidateExplained, Why};
 pub use machine::{Effect, Input, Machine, Settings};
 pub use view::{ChildView, Descendant, ParentView, Partition, Standing, View};
@@ -172,13 +175,15 @@ pub enum Frame {
     Path(Path),
     /// From child to parent: below is somebody who knows of a higher term.
     Fence(Fence),
-    /// From child to parent: who is below. What is said with `full` in one or more frames, the last one `last`, replaces
-    /// what was said before.
+    /// From child to parent: who is below, in as many frames as it takes. After each but the last the child waits until
+    /// it was told.
     Subtree {
-        full: bool,
+        report: Report,
         last: bool,
         changes: Vec<Change>,
     },
+    /// From parent to child: its report may go on.
+    Told,
     /// From parent to child: say again who is below you.
     Resync,
     /// "Be my lateral"; answered by the same with `accept`, ended with `end`.
@@ -205,6 +210,16 @@ impl Frame {
             _ => true,
         }
     }
+}
+
+/// What a report of the subtree is to what was said before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// It changes that.
+    Changes,
+    /// It begins to replace that, and goes on replacing it.
+    Anew,
+    More,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

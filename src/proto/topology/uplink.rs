@@ -391,7 +391,7 @@ impl Machine {
         if backup {
             return self.backup_accepted(now, peer, serial, &path, effects);
         }
-        let Some(attempt) = self.uplink.attempt.take_if(|a| a.id == peer && a.serial == serial) else {
+        let Some(attempt) = self.uplink.attempt.take_if(|attempt| attempt.asked_for(peer, serial)) else {
             let present = self.uplink.parent.as_ref().is_some_and(|p| p.id == peer && p.serial == serial);
             if present {
                 // Said again after a restart on either side, or under a new tenure of the parent's.
@@ -402,7 +402,7 @@ impl Machine {
                     parent.tenure = tenure;
                 }
                 self.take_path(peer, path, effects);
-                self.report_whole_subtree_to(peer, effects);
+                self.report_whole_subtree_to(now, peer, effects);
                 self.touch();
             } else {
                 // Too late: we asked somebody else meanwhile, and hold no slot here.
@@ -439,7 +439,7 @@ impl Machine {
             self.uplink.backup = None;
         }
         self.take_path(peer, path, effects);
-        self.report_whole_subtree_to(peer, effects);
+        self.report_whole_subtree_to(now, peer, effects);
         self.think_within(now, Duration::from_millis(200));
         self.touch();
     }

@@ -97,6 +97,8 @@ pub struct View {
     pub capabilities: Arc<[Capability]>,
     /// The term of command.
     pub fence: Option<Fence>,
+    /// The highest base level of a root that this node or anybody below was ever under.
+    pub known_root: Option<Level>,
     pub partition: Option<Partition>,
     pub backup: Option<NodeId>,
     pub children: BTreeMap<NodeId, ChildView>,
@@ -134,6 +136,7 @@ impl View {
             position: None,
             capabilities: Arc::default(),
             fence: None,
+            known_root: None,
             partition: None,
             backup: None,
             children: BTreeMap::new(),

@@ -1,0 +1,207 @@
+//! Machines that exchange frames by hand: what takes several of them, and an order of events that a run rarely has.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{Config, Identity};
+use crate::id::{Keypair, NodeId, NodeName};
+use crate::level::Level;
+use crate::limits::Limits;
+use crate::proto::account::AccountId;
+use crate::proto::beacon::tests::sample;
+use crate::proto::beacon::{Beacon, Description, Observation};
+use crate::proto::topology::machine::{Effect, Input, Machine};
+use crate::proto::topology::{Change, Descendant, Frame, Path, Report, Tenure};
+use crate::time::Time;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn key(n: u8) -> Keypair {
+    Keypair::from_seed([n; 32])
+}
+
+fn id(n: u8) -> NodeId {
+    key(n).id()
+}
+
+fn name(n: u8) -> NodeName {
+    NodeName::new(&format!("node-{n}")).unwrap()
+}
+
+fn machine(n: u8, level: Level) -> Machine {
+    let identity = Identity { id: id(n), name: name(n), incarnation: 1, account: AccountId([n; 16]), seed: n.into() };
+    let settings = Config::default().settings(&identity).topology;
+    Machine::new(Time::ZERO, super::machine::Settings { level, ..settings }, Arc::new(Description::default()))
+}
+
+fn give(machine: &mut Machine, now: Time, input: Input) -> Vec<(NodeId, Frame)> {
+    let mut effects = Vec::new();
+    machine.step(now, input, &mut effects);
+    sent(effects)
+}
+
+fn tick(machine: &mut Machine, now: Time) -> Vec<(NodeId, Frame)> {
+    let mut effects = Vec::new();
+    machine.tick(now, &mut effects);
+    sent(effects)
+}
+
+fn sent(effects: Vec<Effect>) -> Vec<(NodeId, Frame)> {
+    let frames = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Send(to, frame) => Some((to, frame)),
+        _ => None,
+    });
+    frames.collect()
+}
+
+/// A link to somebody of that level is up, who was heard.
+fn meets(machine: &mut Machine, now: Time, n: u8, level: Level) {
+    let beacon = Beacon { level, effective_level: level, parent: None, position: None, ..sample(&key(n)) };
+    give(machine, now, Input::Observed(Observation::Seen(Arc::new(beacon))));
+    give(machine, now, Input::LinkUp(id(n), name(n)));
+}
+
+/// Lets time pass until a frame goes that is looked for, and returns when, to whom, and which.
+fn until_sent(machine: &mut Machine, from: Time, wanted: impl Fn(&Frame) -> bool) -> (Time, NodeId, Frame) {
+    let mut now = from;
+    loop {
+        now = now + 10 * MS;
+        assert!(now < from + 10_000 * MS, "it never goes");
+        if let Some((to, frame)) = tick(machine, now).into_iter().find(|(_, frame)| wanted(frame)) {
+            return (now, to, frame);
+        }
+    }
+}
+
+fn is_attach(frame: &Frame) -> bool {
+    matches!(frame, Frame::Attach { backup: false, .. })
+}
+
+/// What somebody of that level answers who is a root and takes the node.
+fn accept(by: u8, level: Level, request: &Frame) -> Frame {
+    let Frame::Attach { serial, backup, .. } = request else { panic!("{request:?}") };
+    let waypoint = super::Waypoint { id: id(by), name: name(by), level, effective_level: level };
+    let path = Path { waypoints: vec![waypoint], ..Path::default() };
+    Frame::Accept { serial: *serial, tenure: Tenure::default(), path, backup: *backup }
+}
+
+#[test]
+fn whoever_accepts_first_is_the_parent_though_others_were_asked_meanwhile() {
+    let mut platform = machine(1, Level::PLATFORM);
+    (2..=4).for_each(|squad| meets(&mut platform, Time::ZERO, squad, Level::SQUAD));
+    let (at, first, to_first) = until_sent(&mut platform, Time::ZERO, is_attach);
+    let (at, second, to_second) = until_sent(&mut platform, at, is_attach);
+    assert_ne!(first, second);
+    let squad = |peer: NodeId| (2..=4).find(|&n| id(n) == peer).unwrap();
+    let answer = |peer, request| Input::Frame(peer, accept(squad(peer), Level::SQUAD, request));
+    give(&mut platform, at, answer(first, &to_first));
+    assert_eq!(platform.view().parent_id(), Some(first));
+    let sent = give(&mut platform, at, answer(second, &to_second));
+    assert!(matches!(sent[..], [(to, Frame::Detach { .. })] if to == second), "{sent:?}");
+    assert_eq!(platform.view().parent_id(), Some(first));
+}
+
+#[test]
+fn who_is_asked_again_answers_the_new_request_and_is_not_told_to_forget_it() {
+    let mut platform = machine(1, Level::PLATFORM);
+    (2..=4).for_each(|squad| meets(&mut platform, Time::ZERO, squad, Level::SQUAD));
+    let mut asked = Vec::new();
+    let (now, asked_again, old, new) = loop {
+        let from = asked.last().map_or(Time::ZERO, |(at, _, _)| *at);
+        let (at, to, request) = until_sent(&mut platform, from, is_attach);
+        // A request that is repeated has the serial of the first.
+        if let Some((_, _, old)) = asked.iter().find(|(_, before, old)| *before == to && *old != request) {
+            break (at, to, Frame::clone(old), request);
+        }
+        asked.push((at, to, request));
+    };
+    let squad = (2..=4).find(|&n| id(n) == asked_again).unwrap();
+    let mut sent = give(&mut platform, now, Input::Frame(asked_again, accept(squad, Level::SQUAD, &old)));
+    sent.extend(give(&mut platform, now, Input::Frame(asked_again, accept(squad, Level::SQUAD, &new))));
+    assert_eq!(platform.view().parent_id(), Some(asked_again));
+    let Frame::Attach { serial, .. } = new else { panic!("{new:?}") };
+    let forgets = |(_, frame): &(_, Frame)| matches!(frame, Frame::Detach { serial: s, .. } if *s == serial);
+    assert!(!sent.iter().any(forgets), "{sent:?}");
+}
+
+/// A squad with so many below one child.
+fn squad_with(below: u64) -> Machine {
+    let mut squad = machine(1, Level::SQUAD);
+    meets(&mut squad, Time::ZERO, 2, Level::PLATFORM);
+    let child = machine(2, Level::PLATFORM);
+    give(&mut squad, Time::ZERO, Input::Frame(id(2), child.request(1, false)));
+    let descendant = |n: u64| {
+        let id = Keypair::from_seed([n.to_le_bytes(), [0; 8], [0; 8], [1; 8]].concat().try_into().unwrap()).id();
+        let (name, level) = (name(0), Level::PLATFORM);
+        let (capabilities, account, version) = (Vec::new(), None, (1, 1));
+        let parent = self::id(2);
+        Change::Added(Descendant { id, name, level, effective_level: level, parent, capabilities, account, version })
+    };
+    let changes = (0..below).map(descendant).collect();
+    give(&mut squad, Time::ZERO, Input::Frame(id(2), Frame::Subtree { report: Report::Changes, last: true, changes }));
+    assert_eq!(squad.view().descendants.len() as u64, below + 1);
+    squad
+}
+
+#[test]
+fn a_new_parent_is_told_of_a_large_subtree_in_parts_and_all_the_faster_the_sooner_it_is_told() {
+    let (mut squad, mut platoon) = (squad_with(700), machine(3, Level::PLATOON));
+    meets(&mut platoon, Time::ZERO, 1, Level::SQUAD);
+    meets(&mut squad, Time::ZERO, 3, Level::PLATOON);
+    let (mut now, _, request) = until_sent(&mut squad, Time::ZERO, is_attach);
+    let mut parts = Vec::new();
+    let mut up = vec![request];
+    while !up.is_empty() {
+        let mut down = Vec::new();
+        for frame in up.drain(..) {
+            if let Frame::Subtree { report, last, changes } = &frame {
+                parts.push((*report, *last, changes.len()));
+            }
+            down.extend(give(&mut platoon, now, Input::Frame(id(1), frame)));
+        }
+        // The third part takes long.
+        now = now + if parts.len() == 3 { 1_000 * MS } else { 10 * MS };
+        for (_, frame) in down {
+            up.extend(give(&mut squad, now, Input::Frame(id(3), frame)).into_iter().map(|(_, frame)| frame));
+        }
+        // Nothing more goes before the parent was told.
+        assert!(tick(&mut squad, now).iter().all(|(_, frame)| !matches!(frame, Frame::Subtree { .. })));
+    }
+    let expected = [
+        (Report::Anew, false, 64),
+        (Report::More, false, 128),
+        (Report::More, false, 256),
+        (Report::More, false, 64),
+        (Report::More, false, 128),
+        (Report::More, true, 61),
+    ];
+    assert_eq!(parts, expected);
+    let known: BTreeSet<_> = platoon.view().descendants.keys().copied().collect();
+    assert!(squad.view().descendants.keys().all(|below| known.contains(below)));
+    assert!(parts.iter().all(|(_, _, changes)| *changes <= Limits::SUBTREE_CHANGES));
+}
+
+#[test]
+fn a_report_that_stopped_because_a_frame_was_lost_begins_anew_when_the_links_are_told_again() {
+    let (mut squad, mut platoon) = (squad_with(100), machine(3, Level::PLATOON));
+    meets(&mut platoon, Time::ZERO, 1, Level::SQUAD);
+    meets(&mut squad, Time::ZERO, 3, Level::PLATOON);
+    let (now, _, request) = until_sent(&mut squad, Time::ZERO, is_attach);
+    // Carries frames to and fro until nothing goes any more; what the platoon takes in goes no further if told so.
+    let mut exchange = |squad: &mut Machine, mut up: Vec<Frame>, lose_told: bool| {
+        while !up.is_empty() {
+            let down: Vec<_> =
+                up.drain(..).flat_map(|frame| give(&mut platoon, now, Input::Frame(id(1), frame))).collect();
+            let down = down.into_iter().filter(|(_, frame)| !(lose_told && *frame == Frame::Told));
+            let answers = down.flat_map(|(_, frame)| give(squad, now, Input::Frame(id(3), frame)));
+            up = answers.map(|(_, frame)| frame).collect();
+        }
+        platoon.view().descendants.len()
+    };
+    assert!(exchange(&mut squad, vec![request], true) < 100);
+    let links = [(id(2), name(2)), (id(3), name(3))].into();
+    let again = give(&mut squad, now, Input::Links(links)).into_iter();
+    let up = again.filter(|(to, _)| *to == id(3)).map(|(_, frame)| frame).collect();
+    assert_eq!(exchange(&mut squad, up, false), 102);
+}

@@ -10,7 +10,7 @@ use crate::actors::context::Context;
 use crate::actors::shell::Subject;
 use crate::messages::{Subsystem, TopologyMessage};
 use crate::proto::node::after_topology;
-use crate::proto::topology::{Effect, Machine, Settings};
+use crate::proto::topology::{Effect, Machine};
 use crate::time::Time;
 
 pub struct Topology {
@@ -31,12 +31,7 @@ impl Subject for Topology {
         let machine = match &snapshot {
             Some(snapshot) => Machine::recover(now, snapshot),
             None => {
-                // A term of command is never forgotten, nor that there was a root, whatever else is.
-                let (fence, known_root) = {
-                    let view = context.view.borrow();
-                    (view.fence.max(settings.topology.fence), view.known_root.max(settings.topology.known_root))
-                };
-                let settings_now = Settings { fence, known_root, ..settings.topology.clone() };
+                let settings_now = settings.topology.knowing(&context.view.borrow());
                 Machine::new(now, settings_now, Arc::new(settings.description.clone()))
             }
         };

@@ -63,7 +63,7 @@ pub enum Record {
         renewal: Renewal,
     },
     Restore(Restore),
-    /// The level of a root that this node was under.
+    /// The level of a root that this node or anybody below was ever under.
     KnownRoot(Level),
 }
 

@@ -117,6 +117,8 @@ struct Origin {
     outbox: Durable<Outbox>,
     /// What [`GONE`] has settled of it: its heir does not count that.
     settled: Durable<BTreeSet<u64>>,
+    /// Given up by policy: counted or not.
+    given_up: Durable<BTreeSet<u64>>,
     /// The account that its root owns, where the next offer begins, and how far offers ever went.
     main: usize,
     cursor: u64,
@@ -137,8 +139,6 @@ struct World {
     retired: bool,
     published: u64,
     acknowledged: BTreeSet<u64>,
-    /// Given up by policy: counted or not.
-    given_up: BTreeSet<u64>,
 }
 
 /// Each value is a bit in one of two sums, so that they tell which values were counted.
@@ -172,6 +172,7 @@ impl World {
         let origin = |i: usize| Origin {
             outbox: Durable::new(Outbox::new(i as u64 + 7)),
             settled: Durable::new(BTreeSet::new()),
+            given_up: Durable::new(BTreeSet::new()),
             main: 0,
             cursor: 1,
             offered: 0,
@@ -188,7 +189,6 @@ impl World {
             retired: false,
             published: 0,
             acknowledged: BTreeSet::new(),
-            given_up: BTreeSet::new(),
         }
     }
 
@@ -347,6 +347,7 @@ impl World {
         let origin = &mut self.origins[i];
         self.acknowledged.extend(origin.waiting.drain(..));
         origin.settled.keep();
+        origin.given_up.keep();
         self.network.extend(origin.outbox.keep());
     }
 
@@ -354,6 +355,7 @@ impl World {
         let origin = &mut self.origins[i];
         origin.outbox.crash();
         origin.settled.crash();
+        origin.given_up.crash();
         origin.waiting.clear();
         // What was offered is not known any more: all of it counts as offered.
         (origin.cursor, origin.offered) = (1, origin.outbox.live.next_sequence() - 1);
@@ -361,11 +363,11 @@ impl World {
 
     /// An outbox is full: its oldest sample is given up.
     fn give_up_oldest(&mut self, i: usize) {
-        let outbox = &mut self.origins[i].outbox.live;
+        let Origin { outbox: Durable { live: outbox, .. }, given_up, .. } = &mut self.origins[i];
         let oldest = outbox.since(0).next().map(|sample| (sample.sequence, sample.metrics[0].1 as u64));
         if let Some((sequence, value)) = oldest {
             outbox.evict(sequence);
-            self.given_up.insert(value);
+            given_up.live.insert(value);
         }
     }
 
@@ -481,11 +483,12 @@ fn run(seed: u64, broken: Option<Rule>, retires: bool) -> Result<(), String> {
     let samples: u64 = roots().map(|root| root.totals.samples).sum();
     // Of a retired account only that counts which its origins were told.
     let told: BTreeSet<_> = world.origins.iter().flat_map(|origin| &origin.settled.live).copied().collect();
+    let given_up: BTreeSet<_> = world.origins.iter().flat_map(|origin| &origin.given_up.live).copied().collect();
     let elsewhere = if retires { told } else { BTreeSet::new() };
     let missing: Vec<_> = world
         .acknowledged
         .iter()
-        .filter(|value| ![&counted, &elsewhere, &world.given_up].iter().any(|s| s.contains(value)))
+        .filter(|value| ![&counted, &elsewhere, &given_up].iter().any(|s| s.contains(value)))
         .collect();
     match () {
         // The sums of values that are counted twice are those of others, but fewer.

@@ -3,14 +3,16 @@
 //! The actors turn each [`Step`] into a message or an action; [`Node`] runs all machines in one place, for the
 //! simulator, until nothing is left to do but what concerns the world.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, NodeName};
+use crate::limits::Limits;
 use crate::proto::beacon::{self, Beacon, Description, Scope};
+use crate::proto::budget::{RestartBudget, Verdict};
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
 use crate::proto::frame::Frame;
@@ -252,6 +254,7 @@ pub struct Node {
     pub topology: topology::Machine,
     pub router: router::Machine,
     settings: Settings,
+    budgets: BTreeMap<Part, RestartBudget>,
     queue: VecDeque<Input>,
     /// What the machines' effects are gathered in.
     effects: Effects,
@@ -284,6 +287,7 @@ impl Node {
             ),
             router: router::Machine::new(now, settings.router.clone(), view, durable, None),
             settings,
+            budgets: BTreeMap::new(),
             queue: VecDeque::new(),
             effects: Effects::default(),
         }
@@ -358,16 +362,34 @@ impl Node {
         self.topology.view()
     }
 
-    /// Crashes one machine and restarts it warm, as its supervisor would.
+    /// Crashes one machine and restarts it as its supervisor would, the first time in a while warm, else cold. (Where the
+    /// supervisor would stop the node it goes on; a node that stops is a crash of its own.)
     pub fn crash(&mut self, now: Time, part: Part, durable: &Durable, out: &mut Vec<Output>) {
+        let budget =
+            self.budgets.entry(part).or_insert_with(|| RestartBudget::new(Limits::RESTARTS, Limits::RESTART_WINDOW));
+        let warm = budget.fail(now) == Verdict::Warm;
+        let (settings, view) = (&self.settings, self.view().clone());
         match part {
-            Part::Links => self.links = link::Machine::recover(now, &self.links),
-            Part::Beacon => self.beacon = beacon::Machine::recover(now, &self.beacon),
-            Part::Topology => self.topology = topology::Machine::recover(now, &self.topology),
+            Part::Links if warm => self.links = link::Machine::recover(now, &self.links),
+            Part::Links => {
+                let existing = self.links.conns();
+                self.links = link::Machine::new(now, settings.links.clone(), view);
+                self.step(now, Input::Links(link::Input::Resume(existing)), out);
+            }
+            Part::Beacon if warm => self.beacon = beacon::Machine::recover(now, &self.beacon),
+            Part::Beacon => {
+                let description = settings.description.clone();
+                self.beacon = beacon::Machine::new(now, settings.beacon.clone(), description, view);
+            }
+            Part::Topology if warm => self.topology = topology::Machine::recover(now, &self.topology),
+            Part::Topology => {
+                let description = Arc::new(settings.description.clone());
+                self.topology = topology::Machine::new(now, settings.topology.knowing(&view), description);
+            }
             Part::Router => {
-                let (settings, warm) = (self.settings.router.clone(), self.router.snapshot());
-                let view = self.settings.first_view();
-                self.router = router::Machine::new(now, settings, view, durable.clone(), Some(&warm));
+                let kept = warm.then(|| self.router.snapshot());
+                let (settings, first_view) = (settings.router.clone(), settings.first_view());
+                self.router = router::Machine::new(now, settings, first_view, durable.clone(), kept.as_ref());
             }
         }
         for input in after_restart(part) {

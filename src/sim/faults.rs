@@ -118,7 +118,7 @@ impl World {
             }
             FaultKind::Partition | FaultKind::OneWay | FaultKind::Link => {
                 self.network.end(index);
-                self.recorder.partitions.end(self.now, index, &self.nodes);
+                self.recorder.partition_ends(self.now, index, &self.nodes);
             }
             FaultKind::DiskFull => active.nodes.into_iter().for_each(|i| self.disk_freed(i)),
             // Who is down because of it comes back on its own.
@@ -223,6 +223,9 @@ impl World {
             node.crash(local, part, &sim.disk, &mut out);
         }
         self.follow(i, out);
+        if part == Part::Links {
+            self.announce(i);
+        }
         self.rearm(i);
     }
 

@@ -41,18 +41,25 @@ impl Invariants {
         self.check(now, "children_within_slots", view.children.len() <= usize::from(view.slots), || {
             format!("{name} has {} children in {} slots", view.children.len(), view.slots)
         });
-        let before = nodes[at].last_tenure;
-        self.check(now, "tenures_rise", view.tenure >= before, || {
-            format!("{name} went from {before:?} to {:?}", view.tenure)
+        let before_tenure = nodes[at].last_tenure;
+        self.check(now, "tenures_rise", view.tenure >= before_tenure, || {
+            format!("{name} went from {before_tenure:?} to {:?}", view.tenure)
         });
         let before = nodes[at].last_fence;
         self.check(now, "fences_rise", view.fence >= before, || {
             format!("{name} went from {before:?} to {:?}", view.fence)
         });
-        if let Some(parent) = link_up(nodes, at) {
-            let above = nodes[parent].view().map(|view| view.effective_level);
-            self.check(now, "levels_rise", above > Some(view.effective_level), || {
-                format!("{name} at level {} is below {} at {above:?}", view.effective_level, nodes[parent].name)
+        let (tenure, level) = (before_tenure, nodes[at].last_level);
+        self.check(now, "levels_last", view.tenure != tenure || view.effective_level >= level, || {
+            format!("{name} fell from {level} to {} within {tenure:?}", view.effective_level)
+        });
+        let below = view.children.keys().filter_map(|child| nodes[at].index_of(*child));
+        for child in below.chain([at]) {
+            let Some(parent) = link_up(nodes, child) else { continue };
+            let level = |i: usize| nodes[i].view().map(|view| view.effective_level);
+            self.check(now, "levels_rise", level(parent) > level(child), || {
+                let names = (&nodes[child].name, &nodes[parent].name);
+                format!("{} at level {:?} is below {} at {:?}", names.0, level(child), names.1, level(parent))
             });
         }
         self.check(now, "no_cycle", !is_on_cycle(nodes, at), || format!("{name} is above itself"));

@@ -53,6 +53,8 @@ pub struct SimNode {
     pub died_at: Option<Time>,
     pub stood_still: Option<(Time, Option<Time>)>,
     pub last_tenure: Tenure,
+    /// Its effective level under that tenure.
+    pub last_level: Level,
     /// The highest term it knew in this run, or that its disk kept of the one before.
     pub last_fence: Option<Fence>,
     pub deferred: Vec<Happening>,
@@ -139,6 +141,7 @@ pub(super) fn sim_node(
         died_at: None,
         stood_still: None,
         last_tenure: Tenure::default(),
+        last_level: Level::PLATFORM,
         last_fence: None,
         deferred: Vec::new(),
         shown: None,

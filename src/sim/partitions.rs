@@ -94,7 +94,8 @@ impl Partitions {
                 Event::PartitionHealed { .. } => {
                     part.apart.remove(&at);
                     part.apart.retain(|&i, run| nodes[i].is_up() && nodes[i].incarnation == *run);
-                    if let Some(ended) = part.ended.filter(|_| part.apart.is_empty()) {
+                    let is_news = part.report.detected_s.is_some() && part.report.healed_s.is_none();
+                    if let Some(ended) = part.ended.filter(|_| is_news && part.apart.is_empty()) {
                         part.report.healed_s = Some(now.since(ended).as_secs_f64());
                         let roots = (0..nodes.len()).filter(|&i| nodes[i].is_up() && link_up(nodes, i).is_none());
                         part.report.roots_after = Some(roots.count());

@@ -187,6 +187,14 @@ impl Recorder {
         }
     }
 
+    pub fn partition_ends(&mut self, now: Time, fault: usize, nodes: &[SimNode]) {
+        self.partitions.end(now, fault, nodes);
+        // It may have been too short for anybody to notice.
+        if self.agreed.is_some() {
+            self.partitions.agree(now);
+        }
+    }
+
     fn note_convergence(&mut self, now: Time) {
         let Some((since, messages, bytes)) = self.agreed else { return };
         if self.formation.converged_s.is_none() && now.since(since) >= STANDS && self.live > 0 {

@@ -285,12 +285,18 @@ impl World {
         sim.sweep_at = sim.local(now) + Limits::SWEEP;
         sim.overlay = self.overlay.len();
         self.overlay.push(sim.overlay);
+        self.announce(i);
+        self.recorder.view_changed(now, &self.nodes, i);
+        self.rearm(i);
+    }
+
+    /// Tells a node's links whom they may dial.
+    pub(super) fn announce(&mut self, i: usize) {
+        let sim = &self.nodes[i];
         for known in [sim.bootstrap.clone(), sim.remembered.clone()] {
             let known = known.into_iter().map(|peer| (peer, Vec::new())).collect();
             self.step(i, Input::Links(link::Input::Known(known)));
         }
-        self.recorder.view_changed(now, &self.nodes, i);
-        self.rearm(i);
     }
 
     /// Ends a node's process without a word.
@@ -465,7 +471,7 @@ impl World {
             Output::View(view) => {
                 self.nodes[i].shown = Some(view.clone());
                 self.invariants.check_view(self.now, &self.nodes, i);
-                self.nodes[i].last_tenure = view.tenure;
+                (self.nodes[i].last_tenure, self.nodes[i].last_level) = (view.tenure, view.effective_level);
                 self.nodes[i].last_fence = view.fence;
                 self.recorder.view_changed(self.now, &self.nodes, i);
             }

@@ -53,8 +53,8 @@ pub struct Log {
     beginning: Beginning,
     /// What of the file is whole and synced.
     length: u64,
-    /// The length that it had when it was last written anew, or would have had when it was opened.
-    compact: u64,
+    /// The length beyond which it is written anew.
+    bloated: u64,
     /// Whether the disk failed in a way that leaves in doubt what the file holds.
     in_doubt: bool,
     buffer: Vec<u8>,
@@ -68,7 +68,8 @@ impl Log {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let durable = Durable::new(fresh.journal, Some(fresh.account));
-                let (file, length) = write_anew(path, &fresh, &durable).map_err(failed)?;
+                let (file, length, named) = write_anew(path, &fresh, &durable).map_err(failed)?;
+                named.map_err(failed)?;
                 let log = Self::new(path, file, fresh, (length, length));
                 return Ok((log, durable, Damage::default()));
             }
@@ -113,9 +114,9 @@ impl Log {
         Ok((log, durable, damage))
     }
 
-    fn new(path: &Path, file: File, beginning: Beginning, (length, compact): (u64, u64)) -> Self {
-        let buffer = Vec::new();
-        Self { path: path.to_owned(), file, beginning, length, compact, in_doubt: false, buffer }
+    fn new(path: &Path, file: File, beginning: Beginning, (length, needed): (u64, u64)) -> Self {
+        let (path, buffer) = (path.to_owned(), Vec::new());
+        Self { path, file, beginning, length, bloated: bloated(needed), in_doubt: false, buffer }
     }
 
     /// The size of the file.
@@ -125,6 +126,9 @@ impl Log {
 
     /// Keeps records: on the disk when this returns. After an error none of them is.
     pub fn append<'r>(&mut self, records: impl Iterator<Item = &'r Record>) -> io::Result<()> {
+        if self.in_doubt {
+            return Err(io::Error::other("it is in doubt what the file holds"));
+        }
         self.buffer.clear();
         records.for_each(|record| put_record(record, &mut self.buffer));
         if self.buffer.is_empty() {
@@ -150,15 +154,23 @@ impl Log {
 
     /// Whether so much of the file is history that it should be written anew.
     pub fn is_bloated(&self) -> bool {
-        self.length > 2 * self.compact + Limits::JOURNAL_SLACK
+        self.length > self.bloated
     }
 
-    /// Replaces the file by what it adds up to. After an error the file is as it was.
+    /// Replaces the file by what it adds up to. After an error the file is as it was, or in doubt.
     pub fn rewrite(&mut self, durable: &Durable) -> io::Result<()> {
-        (self.file, self.length) = write_anew(&self.path, &self.beginning, durable)?;
-        (self.compact, self.in_doubt) = (self.length, false);
-        Ok(())
+        // If it fails, not for every record anew.
+        self.bloated = self.length + Limits::JOURNAL_SLACK;
+        let (file, length, named) = write_anew(&self.path, &self.beginning, durable)?;
+        (self.file, self.length, self.bloated) = (file, length, bloated(length));
+        self.in_doubt = named.is_err();
+        named
     }
+}
+
+/// How long a file may become that takes no more than this.
+fn bloated(needed: u64) -> u64 {
+    2 * needed + Limits::JOURNAL_SLACK
 }
 
 /// How many bytes it takes to keep this.
@@ -172,9 +184,23 @@ fn needed(durable: &Durable) -> u64 {
     bytes.sum()
 }
 
-fn write_anew(path: &Path, beginning: &Beginning, durable: &Durable) -> io::Result<(File, u64)> {
+/// The new file in the place of the old, its length, and whether the disk will remember that it is there.
+fn write_anew(path: &Path, beginning: &Beginning, durable: &Durable) -> io::Result<(File, u64, io::Result<()>)> {
     let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    let replaced = File::open(path.parent().unwrap_or(Path::new("."))).and_then(|directory| {
+        let (file, length) = write(&fresh, beginning, durable)?;
+        fs::rename(&fresh, path)?;
+        Ok((file, length, directory.sync_all()))
+    });
+    if replaced.is_err() {
+        // The disk may be full: half of a file is not what it is needed for.
+        let _ = fs::remove_file(&fresh);
+    }
+    replaced
+}
+
+fn write(path: &Path, beginning: &Beginning, durable: &Durable) -> io::Result<(File, u64)> {
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let (mut buffer, mut length) = (Vec::new(), 0);
     let mut content = Vec::new();
     codec::encode_into(beginning, &mut content);
@@ -195,8 +221,6 @@ fn write_anew(path: &Path, beginning: &Beginning, durable: &Durable) -> io::Resu
         }
     }
     file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     Ok((file, length))
 }
 
@@ -350,6 +374,23 @@ mod tests {
             assert!(lives < 100, "{} bytes for ten samples", log.bytes());
         };
         assert!(lives > 2 && length < Limits::JOURNAL_SLACK + 1024 * 1024, "{lives} lives, {length} bytes");
+    }
+
+    #[test]
+    fn what_cannot_be_written_anew_leaves_nothing_behind_and_is_not_tried_for_every_record() {
+        let directory = TempDir::new().unwrap();
+        let (path, durable) = ten(&directory);
+        let (mut log, ..) = Log::open(&path, FRESH).unwrap();
+        while !log.is_bloated() {
+            log.append((0..100_000).map(Record::Reserve).collect::<Vec<_>>().iter()).unwrap();
+        }
+        // No file takes the place of a directory.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(log.rewrite(&durable).is_err());
+        assert!(!path.with_extension("new").exists());
+        assert!(!log.is_bloated());
+        log.append(std::iter::once(&sample(11))).unwrap();
     }
 
     fn reopened(path: &Path) -> (Durable, Damage) {

@@ -1,5 +1,6 @@
 //! Every invariant has a machine that breaks it, and is seen to notice.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use tussock::NodeId;
@@ -8,7 +9,7 @@ use tussock::proto::durable::Record;
 use tussock::proto::frame::Frame;
 use tussock::proto::node::Output;
 use tussock::proto::packet::{Payload, RouterFrame};
-use tussock::proto::topology::{ChildView, ParentView, Tenure, View};
+use tussock::proto::topology::{ChildView, Fence, ParentView, Tenure, View};
 use tussock::sim::{Report, World};
 use tussock::time::Time;
 
@@ -76,6 +77,28 @@ fn more_children_than_slots_are_noticed() {
 fn a_tenure_that_goes_back_is_noticed() {
     let report = with_views(|view| view.tenure = Tenure { incarnation: 0, counter: 0 });
     assert!(broken(&report).contains(&"tenures_rise"));
+}
+
+#[test]
+fn a_term_that_goes_back_is_noticed() {
+    let counter = Cell::new(1_000_000);
+    let report = with_views(move |view| {
+        counter.set(counter.get() - 1);
+        view.fence = Some(Fence { counter: counter.get(), leader: view.me });
+    });
+    assert!(broken(&report).contains(&"fences_rise"));
+}
+
+#[test]
+fn a_level_that_falls_within_a_tenure_is_noticed() {
+    let report = with_views(|view| {
+        if view.level == Level::SQUAD {
+            view.effective_level = Level::PLATFORM;
+        }
+    });
+    assert!(broken(&report).contains(&"levels_last"));
+    // By the parent's change, too.
+    assert!(broken(&report).contains(&"levels_rise"));
 }
 
 #[test]

@@ -35,5 +35,7 @@ pub fn held_by(world: World, name: &str, seed: u64) -> Report {
     let report = world.run();
     let lost = &report.telemetry;
     assert!(report.passed(), "{name} with seed {seed}: {:?} {lost:?} settled {}", report.invariants, report.settled);
+    let missed = &report.unresolved_faults;
+    assert!(missed.is_empty() || name == "chaos.toml", "{name} with seed {seed}: nobody was there for {missed:?}");
     report
 }

@@ -159,11 +159,14 @@ impl Detector {
         self.series = None;
     }
 
-    /// This node stood still for so long: that nothing was heard meanwhile says nothing of the peer.
+    /// This node stood still for so long: that nothing was heard meanwhile says nothing of the peer, nor of the way to it.
     pub fn excuse(&mut self, now: Time, still: Duration) {
         self.heard = now.min(self.heard + still);
         if let Some(series) = &mut self.series {
             (series.began, series.last) = (series.began + still, series.last + still);
+        }
+        if let Some((_, sent)) = &mut self.probe {
+            *sent = now.min(*sent + still);
         }
     }
 

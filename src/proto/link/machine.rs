@@ -247,6 +247,10 @@ impl Machine {
         self.dialling.len()
     }
 
+    pub fn conns(&self) -> BTreeSet<ConnId> {
+        self.conns.keys().copied().collect()
+    }
+
     pub fn connections(&self) -> usize {
         self.conns.len()
     }

@@ -8,9 +8,6 @@ mod dialling;
 mod machine;
 mod watching;
 
-#[cfg(test)]
-mod tests;
-
 pub use detector::{Detector, Watch};
 pub use machine::{Effect, Input, Machine, Settings};
 
@@ -130,3 +127,6 @@ impl CloseReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,13 +104,13 @@ pub enum Effect {
         request: RequestId,
         result: Result<Published, PublishError>,
     },
-    /// To the host, at most once.
     Retired {
         request: RequestId,
         result: Result<Retirement, RetireError>,
     },
     /// The node's own account is this one from now on.
     Account(AccountId),
+    /// To the host, at most once.
     Deliver(Command),
     /// Somebody asks by this command why the node has the parent it has.
     Explain(Uuid),

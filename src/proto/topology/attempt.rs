@@ -41,6 +41,10 @@ impl Attempt {
         (self.id, self.serial) == (id, serial) || self.earlier.contains(&(id, serial))
     }
 
+    pub fn was_asked(&self, id: NodeId) -> bool {
+        self.id == id || self.earlier.iter().any(|(earlier, _)| *earlier == id)
+    }
+
     pub fn deadline(&self, orphaned: bool) -> Time {
         let answer = self.asked.map_or(self.until, |at| self.until.min(at + ANSWER));
         if orphaned && self.others.len() < OTHERS { answer.min(self.slow_at) } else { answer }
@@ -102,16 +106,23 @@ impl Machine {
     }
 
     pub(super) fn attempt_failed(&mut self, now: Time, id: NodeId, cause: Cause, why: &str, effects: &mut Vec<Effect>) {
-        let Some(attempt) = self.uplink.attempt.take_if(|attempt| attempt.id == id) else { return };
+        let Some(mut attempt) = self.uplink.attempt.take_if(|attempt| attempt.id == id) else { return };
         self.rest(now, id, cause == Cause::Refused);
         if self.uplink.parent.is_none() {
             self.uplink.reason = format!("{} did not take this node: {why}", id.short());
             if self.uplink.lost.is_none() && cause == Cause::Refused {
-                self.uplink.lost = Some(Lost { id: attempt.id, at: now, cause, detail: why.to_owned() });
+                self.uplink.lost = Some(Lost { id, at: now, cause, detail: why.to_owned() });
             }
         }
         self.touch();
-        self.choose_parent(now, effects);
+        match attempt.earlier.pop() {
+            // Others who were asked may still accept, beside whoever is asked next.
+            Some((id, serial)) => {
+                self.uplink.attempt = Some(Attempt { id, serial, slow_at: now, ..attempt });
+                self.hedge(now, effects);
+            }
+            None => self.choose_parent(now, effects),
+        }
     }
 
     /// Dials further candidates beside one that is slow, and asks the first whose link is up as well.

@@ -19,6 +19,9 @@ const GATHER: Duration = Duration::from_millis(100);
 /// next is twice as large if the parent was told this soon.
 const PART: usize = 64;
 const SOON: Duration = Duration::from_millis(250);
+/// How long a part may go unanswered before all is told anew: longer than the largest takes over a slow link. It was lost
+/// where more was to be sent than a link's queue holds, or its answer was.
+const UNTOLD: Duration = Duration::from_secs(30);
 /// How often one that seems to take this node for its parent is asked to confirm it.
 const CONFIRM: Duration = Duration::from_secs(1);
 
@@ -60,7 +63,8 @@ impl Default for Downlink {
 
 impl Downlink {
     pub fn report_at(&self, uplink: &Uplink) -> Option<Time> {
-        self.report_at.filter(|_| uplink.parent.is_some() && self.telling.is_none())
+        let due = self.telling.map_or(self.report_at, |since| Some(since + UNTOLD));
+        due.filter(|_| uplink.parent.is_some())
     }
 
     fn add(&mut self, now: Time, via: NodeId, descendant: Descendant) {
@@ -282,8 +286,11 @@ impl Machine {
             Change::Added(descendant) => Some(descendant.id),
             Change::Removed(_) => None,
         });
-        if report == Report::Anew {
-            self.downlink.told.insert(peer, BTreeSet::new());
+        match report {
+            Report::Anew => drop(self.downlink.told.insert(peer, BTreeSet::new())),
+            Report::More => {}
+            // The end of what was told anew was lost, if it is still waited for.
+            Report::Changes => drop(self.downlink.told.remove(&peer)),
         }
         if let Some(told) = self.downlink.told.get_mut(&peer) {
             told.extend(named.take(Limits::DESCENDANTS.saturating_sub(told.len())));
@@ -297,9 +304,8 @@ impl Machine {
                 Change::Added(_) | Change::Removed(_) => effects.push(Effect::Dropped("impossible_subtree")),
             }
         }
-        if !last {
-            effects.push(Effect::Send(peer, Frame::Told));
-        } else if let Some(told) = self.downlink.told.remove(&peer) {
+        effects.push(Effect::Send(peer, Frame::Told));
+        if last && let Some(told) = self.downlink.told.remove(&peer) {
             let gone = self.downlink.below(peer).into_iter().filter(|id| *id != peer && !told.contains(id));
             gone.for_each(|id| self.downlink.remove(now, peer, id));
         }
@@ -333,17 +339,20 @@ impl Machine {
             (downlink.report, downlink.report_at, downlink.telling) = (Report::Changes, None, None);
             return;
         };
-        if downlink.telling.is_some() || downlink.report_at.is_none_or(|at| now < at) {
+        if let Some(since) = downlink.telling {
+            if now >= since + UNTOLD {
+                self.report_whole_subtree_to(now, parent, effects);
+            }
+            return;
+        }
+        if downlink.report_at.is_none_or(|at| now < at) {
             return;
         }
         let part = std::iter::from_fn(|| downlink.unreported.pop_first()).take(downlink.part);
         let changes = part.map(|(id, descendant)| descendant.map_or(Change::Removed(id), Change::Added)).collect();
         let (report, last) = (downlink.report, downlink.unreported.is_empty());
-        (downlink.report, downlink.report_at, downlink.telling) = match (report, last) {
-            (_, true) => (Report::Changes, None, None),
-            (Report::Changes, false) => (Report::Changes, Some(now), Some(now)),
-            (Report::Anew | Report::More, false) => (Report::More, Some(now), Some(now)),
-        };
+        downlink.report = if last || report == Report::Changes { Report::Changes } else { Report::More };
+        (downlink.report_at, downlink.telling) = ((!last).then_some(now), Some(now));
         effects.push(Effect::Send(parent, Frame::Subtree { report, last, changes }));
     }
 

@@ -67,6 +67,15 @@ pub struct Settings {
     pub seed: u64,
 }
 
+impl Settings {
+    /// For a machine that starts from nothing while its node goes on: neither a term of command is forgotten, nor that there
+    /// was a root, whatever else is.
+    pub fn knowing(&self, view: &View) -> Self {
+        let (fence, known_root) = (view.fence.max(self.fence), view.known_root.max(self.known_root));
+        Self { fence, known_root, ..self.clone() }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum Input {
     Observed(Observation),
@@ -153,7 +162,8 @@ impl Machine {
             downlink: Downlink::default(),
             laterals: Laterals::default(),
             hierarchy: Hierarchy::default(),
-            command: Command::new(settings.fence, settings.known_root),
+            // The mesh may have had more levels once.
+            command: Command::new(settings.fence, settings.known_root.map(|root| root.min(settings.top_level))),
             role: Role::Standalone,
             leader: settings.me,
             leaving: false,

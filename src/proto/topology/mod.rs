@@ -15,9 +15,6 @@ mod machine;
 mod uplink;
 mod view;
 
-#[cfg(test)]
-mod tests;
-
 pub use explain::{CandidateExplained, Why};
 pub use machine::{Effect, Input, Machine, Settings};
 pub use view::{ChildView, Descendant, ParentView, Partition, Standing, View};
@@ -175,14 +172,13 @@ pub enum Frame {
     Path(Path),
     /// From child to parent: below is somebody who knows of a higher term.
     Fence(Fence),
-    /// From child to parent: who is below, in as many frames as it takes. After each but the last the child waits until
-    /// it was told.
+    /// From child to parent: who is below, in as many frames as it takes. After each the child waits until it was told.
     Subtree {
         report: Report,
         last: bool,
         changes: Vec<Change>,
     },
-    /// From parent to child: its report may go on.
+    /// From parent to child: that frame of its report was taken in.
     Told,
     /// From parent to child: say again who is below you.
     Resync,
@@ -257,3 +253,6 @@ pub struct LastChange {
     pub cause: Cause,
     pub detail: String,
 }
+
+#[cfg(test)]
+mod tests;

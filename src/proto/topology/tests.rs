@@ -12,7 +12,7 @@ use crate::proto::account::AccountId;
 use crate::proto::beacon::tests::sample;
 use crate::proto::beacon::{Beacon, Description, Observation};
 use crate::proto::topology::machine::{Effect, Input, Machine};
-use crate::proto::topology::{Change, Descendant, Frame, Path, Report, Tenure};
+use crate::proto::topology::{Change, Descendant, Frame, Path, Refusal, Report, Tenure};
 use crate::time::Time;
 
 const MS: Duration = Duration::from_millis(1);
@@ -204,4 +204,69 @@ fn a_report_that_stopped_because_a_frame_was_lost_begins_anew_when_the_links_are
     let again = give(&mut squad, now, Input::Links(links)).into_iter();
     let up = again.filter(|(to, _)| *to == id(3)).map(|(_, frame)| frame).collect();
     assert_eq!(exchange(&mut squad, up, false), 102);
+}
+
+#[test]
+fn a_report_whose_end_was_lost_begins_anew_in_time() {
+    let (mut squad, mut platoon) = (squad_with(100), machine(3, Level::PLATOON));
+    meets(&mut platoon, Time::ZERO, 1, Level::SQUAD);
+    meets(&mut squad, Time::ZERO, 3, Level::PLATOON);
+    let (now, _, request) = until_sent(&mut squad, Time::ZERO, is_attach);
+    let mut tell = |now: Time, squad: &mut Machine, mut up: Vec<Frame>, lose_end: bool| {
+        while !up.is_empty() {
+            up.retain(|frame| !(lose_end && matches!(frame, Frame::Subtree { last: true, .. })));
+            let down: Vec<_> =
+                up.drain(..).flat_map(|frame| give(&mut platoon, now, Input::Frame(id(1), frame))).collect();
+            let answers = down.into_iter().flat_map(|(_, frame)| give(squad, now, Input::Frame(id(3), frame)));
+            up = answers.map(|(_, frame)| frame).collect();
+        }
+        platoon.view().descendants.len()
+    };
+    let known = tell(now, &mut squad, vec![request], true);
+    assert!((65..100).contains(&known), "{known}");
+    let mut again = None;
+    for later in 1..=3_100 {
+        let sent = tick(&mut squad, now + 10 * MS * later).into_iter();
+        let told = sent.filter(|(to, frame)| *to == id(3) && matches!(frame, Frame::Subtree { .. }));
+        again = again.or(told.map(|(_, frame)| (now + 10 * MS * later, frame)).next());
+    }
+    let (at, frame) = again.expect("it is told anew");
+    assert!(matches!(frame, Frame::Subtree { report: Report::Anew, .. }), "{frame:?}");
+    assert_eq!(tell(at, &mut squad, vec![frame], false), 102);
+}
+
+#[test]
+fn who_was_asked_before_may_accept_though_the_next_refuses() {
+    let mut platform = machine(1, Level::PLATFORM);
+    (2..=3).for_each(|squad| meets(&mut platform, Time::ZERO, squad, Level::SQUAD));
+    let (at, slow, to_slow) = until_sent(&mut platform, Time::ZERO, is_attach);
+    let (at, full, to_full) = until_sent(&mut platform, at, is_attach);
+    assert_ne!(slow, full);
+    let Frame::Attach { serial, .. } = to_full else { panic!("{to_full:?}") };
+    give(&mut platform, at, Input::Frame(full, Frame::Refuse { serial, reason: Refusal::Full }));
+    let squad = (2..=3).find(|&n| id(n) == slow).unwrap();
+    give(&mut platform, at, Input::Frame(slow, accept(squad, Level::SQUAD, &to_slow)));
+    assert_eq!(platform.view().parent_id(), Some(slow));
+}
+
+#[test]
+fn a_backup_that_was_asked_in_vain_is_a_backup_no_more() {
+    let mut platform = machine(1, Level::PLATFORM);
+    (2..=4).for_each(|squad| meets(&mut platform, Time::ZERO, squad, Level::SQUAD));
+    let number = |peer: NodeId| (2..=4).find(|&n| id(n) == peer).unwrap();
+    let (at, parent, request) = until_sent(&mut platform, Time::ZERO, is_attach);
+    give(&mut platform, at, Input::Frame(parent, accept(number(parent), Level::SQUAD, &request)));
+    let is_backup = |frame: &Frame| matches!(frame, Frame::Attach { backup: true, .. });
+    let (at, backup, request) = until_sent(&mut platform, at, is_backup);
+    give(&mut platform, at, Input::Frame(backup, accept(number(backup), Level::SQUAD, &request)));
+    assert_eq!(platform.view().backup, Some(backup));
+    // The parent dies; the backup is asked and is slow, and another accepts.
+    let mut effects = Vec::new();
+    platform.step(at, Input::LinkDown(parent, "it died".into()), &mut effects);
+    assert!(sent(effects).iter().any(|(to, frame)| *to == backup && is_attach(frame)));
+    let (at, other, request) = until_sent(&mut platform, at, is_attach);
+    assert_ne!(other, backup);
+    give(&mut platform, at, Input::Frame(other, accept(number(other), Level::SQUAD, &request)));
+    assert_eq!(platform.view().parent_id(), Some(other));
+    assert_eq!(platform.view().backup, None);
 }

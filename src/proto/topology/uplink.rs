@@ -421,6 +421,10 @@ impl Machine {
         if let Some(former) = former.filter(|former| former.id != peer) {
             effects.push(Effect::Send(former.id, Frame::Detach { serial: former.serial, reason: Parting::Moved }));
         }
+        // Who was asked to be the parent keeps no slot for a child that only may come.
+        if self.uplink.backup.as_ref().is_some_and(|backup| attempt.was_asked(backup.id)) {
+            self.uplink.backup = None;
+        }
         let ever = self.uplink.last_change.is_some();
         let cause = if ever { attempt.cause } else { Cause::First };
         effects.push(Effect::Event(match (ever, from) {
@@ -435,9 +439,6 @@ impl Machine {
         self.uplink.cooldowns.remove(&peer);
         (self.uplink.first_sight, self.uplink.unattached_since) = (None, None);
         (self.uplink.backup_at, self.uplink.backups_refused) = (now, 0);
-        if self.uplink.backup.as_ref().is_some_and(|backup| backup.id == peer) {
-            self.uplink.backup = None;
-        }
         self.take_path(peer, path, effects);
         self.report_whole_subtree_to(now, peer, effects);
         self.think_within(now, Duration::from_millis(200));
@@ -449,8 +450,13 @@ impl Machine {
             return self.drop_backup(now);
         }
         let why = format!("refused: {reason:?}").to_lowercase();
-        if self.uplink.attempt.as_ref().is_some_and(|a| a.id == peer && a.serial == serial) {
-            self.attempt_failed(now, peer, Cause::Refused, &why, effects);
+        if let Some(attempt) = self.uplink.attempt.as_mut().filter(|attempt| attempt.asked_for(peer, serial)) {
+            if attempt.id == peer {
+                self.attempt_failed(now, peer, Cause::Refused, &why, effects);
+            } else {
+                attempt.earlier.retain(|(id, _)| *id != peer);
+                self.rest(now, peer, true);
+            }
         }
         // It could not confirm the link under this node's new tenure.
         if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer && parent.serial == serial) {

@@ -25,13 +25,14 @@ impl Subject for Beaconing {
 
     async fn start(context: &Context, _me: &ActorCell, warm: bool) -> Result<Self, String> {
         let (now, kept) = (context.now(), context.snapshots().beacon.clone());
-        let snapshot = kept.borrow().clone().filter(|_| warm);
-        let settings = &context.settings;
+        let (snapshot, settings) = (kept.borrow().clone(), &context.settings);
         let machine = match &snapshot {
-            Some(snapshot) => Machine::recover(now, snapshot),
-            None => {
+            Some(snapshot) if warm => Machine::recover(now, snapshot),
+            // What the host said of itself is not for this node to forget.
+            before => {
+                let description = before.as_ref().map_or(&settings.description, |before| before.description());
                 let view = context.view.borrow().clone();
-                Machine::new(now, settings.beacon.clone(), settings.description.clone(), view)
+                Machine::new(now, settings.beacon.clone(), description.clone(), view)
             }
         };
         Ok(Self { context: context.clone(), machine, kept })

@@ -378,7 +378,7 @@ impl Node {
             }
             Part::Beacon if warm => self.beacon = beacon::Machine::recover(now, &self.beacon),
             Part::Beacon => {
-                let description = settings.description.clone();
+                let description = Description::clone(self.beacon.description());
                 self.beacon = beacon::Machine::new(now, settings.beacon.clone(), description, view);
             }
             Part::Topology if warm => self.topology = topology::Machine::recover(now, &self.topology),

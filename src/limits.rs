@@ -115,8 +115,12 @@ impl Limits {
     pub const OFFER_SAMPLES: usize = 64;
     /// How long a node waits for a receipt at least before it takes what it sent for lost.
     pub const RECEIPT: Duration = Duration::from_secs(5);
+    /// How often data counts as a sign of life.
+    pub const SIGN_OF_LIFE: Duration = Duration::from_millis(100);
     /// Upward packets without a receipt, after which a node waits.
     pub const IN_FLIGHT: usize = 64;
+    /// What waits of one node for the request that it came with: a node sends 16 KiB and one frame before the first receipt.
+    pub const EARLY_BYTES: usize = 64 * 1024;
     /// Units a relay keeps until they are committed, and their bytes; the oldest leaves, its origins offer again.
     pub const RELAY_UNITS: usize = 4_096;
     pub const RELAY_BYTES: usize = 16 * 1024 * 1024;

@@ -1,22 +1,19 @@
 //! One LinkActor per connection, supervised by the TransportActor: it reads, and its end is the link's end.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::actors::context::Context;
+use crate::limits::Limits;
 use crate::messages::wire::{decode_beat, decode_frame};
 use crate::messages::{RouterMessage, TransportMessage};
 use crate::proto::frame::Frame;
 use crate::proto::link::{self, CloseReason};
 use crate::proto::router;
 use crate::transport::{MeshConnection, Received};
-
-/// How often data counts as a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(100);
 
 pub struct LinkActor;
 
@@ -65,7 +62,7 @@ async fn read(context: &Context, connection: &dyn MeshConnection) -> String {
                     if context.addresses.router.tell_data(RouterMessage::Input(input)).await.is_err() {
                         context.counters.drop_for("restarting");
                     }
-                    if shown_alive.is_some_and(|at| at.elapsed() < SIGN_OF_LIFE) {
+                    if shown_alive.is_some_and(|at| at.elapsed() < Limits::SIGN_OF_LIFE) {
                         continue;
                     }
                     shown_alive = Some(Instant::now());

@@ -114,6 +114,12 @@ impl Config {
             format!("{} is out of range", self.failover.heartbeat),
             "between 50ms and 60s",
         );
+        check(
+            self.failover.retries <= 100,
+            "failover.retries",
+            format!("{} is out of range", self.failover.retries),
+            "between 0 and 100",
+        );
         let backoff = &self.failover.backoff;
         check(
             (1.0..=10.0).contains(&backoff.multiplier)

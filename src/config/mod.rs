@@ -137,6 +137,7 @@ impl Config {
                 dwell: self.topology.dwell.0,
                 preferred_parent: self.node.parent.as_deref().and_then(|id| id.parse().ok()),
                 backoff,
+                retries: self.failover.retries,
                 account: self.is_sink().then_some(account),
                 fence: None,
                 known_root: None,

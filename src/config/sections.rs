@@ -173,6 +173,8 @@ impl Default for TopologySection {
 #[serde(default, deny_unknown_fields)]
 pub struct FailoverSection {
     pub heartbeat: Span,
+    /// How often a lost parent is dialled again beside whoever is to take its place.
+    pub retries: u32,
     pub backoff: BackoffSection,
     /// Off only to see that tests notice.
     pub repair: bool,
@@ -180,7 +182,7 @@ pub struct FailoverSection {
 
 impl Default for FailoverSection {
     fn default() -> Self {
-        Self { heartbeat: Span::secs(1), backoff: BackoffSection::default(), repair: true }
+        Self { heartbeat: Span::secs(1), retries: 3, backoff: BackoffSection::default(), repair: true }
     }
 }
 

@@ -127,6 +127,15 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// What samples or a summary of them take on the wire, about.
+    pub fn telemetry_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Samples(offer) => Some(offer.samples.iter().map(|sample| sample.bytes()).sum()),
+            Self::Unit(unit) => Some(unit.bytes()),
+            _ => None,
+        }
+    }
+
     /// The command that this is, or answers.
     pub fn command(&self) -> Option<Uuid> {
         match self {

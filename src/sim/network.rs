@@ -21,6 +21,8 @@ pub const GOSSIP_REDUNDANCY: f64 = 1.2;
 pub const KEEP_ALIVE_BYTES: usize = 2 * (DATAGRAM_OVERHEAD + 2);
 /// How long a dial into nowhere takes to fail.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long QUIC waits for the first answer before it sends its first packet again (RFC 9002).
+pub const FIRST_PACKET_AGAIN: Duration = Duration::from_secs(1);
 /// The queue in front of a link with limited bandwidth.
 const FIFO_BYTES: f64 = 65_536.0;
 
@@ -86,6 +88,8 @@ pub enum Obstacle {
 pub struct End {
     pub node: usize,
     pub open: bool,
+    /// When data last counted as a sign of life.
+    pub heard: Option<Time>,
 }
 
 /// Frames under way in one direction, in order.

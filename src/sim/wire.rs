@@ -14,8 +14,11 @@ use crate::proto::frame::Frame;
 use crate::proto::link::{self, Beat, ConnId};
 use crate::proto::node::Input;
 use crate::proto::router;
-use crate::sim::network::{ACK_BYTES, DATAGRAM_OVERHEAD, DIAL_TIMEOUT, End, GOSSIP_REDUNDANCY, KEEP_ALIVE_BYTES};
+use crate::sim::network::{
+    ACK_BYTES, DATAGRAM_OVERHEAD, DIAL_TIMEOUT, End, FIRST_PACKET_AGAIN, GOSSIP_REDUNDANCY, KEEP_ALIVE_BYTES,
+};
 use crate::sim::world::{Happening, World};
+use crate::time::Time;
 
 /// After the first doublings of QUIC's timer, acknowledgements of the heartbeats show what was lost.
 const LONGEST_RETRANSMISSION: Duration = Duration::from_secs(2);
@@ -24,36 +27,47 @@ impl World {
     pub(super) fn dial(&mut self, from: usize, to: NodeId) {
         let incarnation = self.nodes[from].incarnation;
         tracing::trace!(at = self.now.as_secs_f64(), node = %self.nodes[from].name, to = %to.short(), "dials");
+        self.dials(from, incarnation, to, self.now);
+    }
+
+    pub(super) fn dials(&mut self, from: usize, incarnation: u64, to: NodeId, began: Time) {
+        if self.nodes[from].incarnation != incarnation || !self.nodes[from].is_up() {
+            return;
+        }
         let Some(&at) = self.indices.get(&to) else {
             return self.at(self.now, Happening::DialFailed { from, incarnation, to });
         };
+        let fails = began + DIAL_TIMEOUT;
         let quality = self.network.quality(from, at);
         // QUIC's handshake takes one round trip; what is lost of it is sent again.
-        let mut wait = quality.delay(&mut self.rng) + quality.delay(&mut self.rng);
+        let mut answered = self.now + quality.delay(&mut self.rng) + quality.delay(&mut self.rng);
         let mut again = quality.retransmission().max(Duration::from_millis(200));
-        while self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) && wait < DIAL_TIMEOUT {
-            wait += again;
+        while self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) && answered < fails {
+            answered = answered + again;
             again *= 2;
         }
         let reachable = self.nodes[at].is_up() && self.nodes[at].paused == 0;
         let open = self.network.blocked(from, at).is_none() && self.network.blocked(at, from).is_none();
-        if reachable && open && wait < DIAL_TIMEOUT {
+        let tries = self.now + FIRST_PACKET_AGAIN;
+        if reachable && open && answered < fails {
             self.recorder.wire("handshake", 2 * (1200 + DATAGRAM_OVERHEAD));
-            self.at(self.now + wait, Happening::Dialled { from, incarnation, to });
+            self.at(answered, Happening::Dialled { from, incarnation, to, fails });
+        } else if tries < fails {
+            self.at(tries, Happening::Dials { from, incarnation, to, began });
         } else {
-            self.at(self.now + DIAL_TIMEOUT, Happening::DialFailed { from, incarnation, to });
+            self.at(fails, Happening::DialFailed { from, incarnation, to });
         }
     }
 
-    pub(super) fn dialled(&mut self, from: usize, incarnation: u64, to: NodeId) {
+    pub(super) fn dialled(&mut self, from: usize, incarnation: u64, to: NodeId, fails: Time) {
         let at = self.indices[&to];
         if self.nodes[from].incarnation != incarnation || !self.nodes[from].is_up() {
             return;
         }
         if !self.nodes[at].is_up() {
-            return self.at(self.now + DIAL_TIMEOUT, Happening::DialFailed { from, incarnation, to });
+            return self.at(fails, Happening::DialFailed { from, incarnation, to });
         }
-        let end = |node: usize| End { node, open: true };
+        let end = |node: usize| End { node, open: true, heard: None };
         let [mine, theirs] = self.network.connect(self.now, [end(from), end(at)]);
         let peer = self.nodes[from].id;
         self.give(at, Input::Links(link::Input::Accepted { peer, conn: theirs }));
@@ -157,7 +171,11 @@ impl World {
                     return self.recorder.dropped("frame_before_hello");
                 }
                 self.recorder.received(self.now, &self.nodes, i, from, &frame);
-                self.step(i, Input::Links(link::Input::Heard(conn)));
+                let (now, end) = (self.now, self.network.conn(conn).map(|(link, side)| &mut link.ends[side]));
+                if let Some(end) = end.filter(|end| end.heard.is_none_or(|at| now.since(at) >= Limits::SIGN_OF_LIFE)) {
+                    end.heard = Some(now);
+                    self.step(i, Input::Links(link::Input::Heard(conn)));
+                }
                 Input::Router(router::Input::Frame { from: peer, frame })
             }
             frame => Input::Links(link::Input::Frame { conn, frame }),

@@ -39,10 +39,18 @@ pub type Doctor = Box<dyn FnMut(Time, usize, &mut Vec<Output>)>;
 #[derive(Clone, Debug)]
 pub enum Happening {
     Tick(usize),
+    /// A dial that began then tries again.
+    Dials {
+        from: usize,
+        incarnation: u64,
+        to: NodeId,
+        began: Time,
+    },
     Dialled {
         from: usize,
         incarnation: u64,
         to: NodeId,
+        fails: Time,
     },
     DialFailed {
         from: usize,
@@ -343,7 +351,8 @@ impl World {
         }
         match happening {
             Happening::Tick(i) => self.tick(i),
-            Happening::Dialled { from, incarnation, to } => self.dialled(from, incarnation, to),
+            Happening::Dials { from, incarnation, to, began } => self.dials(from, incarnation, to, began),
+            Happening::Dialled { from, incarnation, to, fails } => self.dialled(from, incarnation, to, fails),
             Happening::DialFailed { from, incarnation, to } => {
                 if self.nodes[from].incarnation == incarnation {
                     let error = "timed out".to_owned();

@@ -60,6 +60,31 @@ fn a_link_that_is_dead_in_one_direction_is_given_up_at_once_and_blamed_on_that_d
 }
 
 #[test]
+fn samples_go_to_the_backup_with_the_request_to_take_over() {
+    let far = "[[link]]\nfrom = '*'\nto = '*'\nlatency = '200ms'\n";
+    let report = with(&format!("{far}[[fault]]\nat = '40s'\nkind = 'crash'\ntarget = 'squad:0'\nfor = '20s'"));
+    let waits: Vec<_> = report.failovers.iter().filter_map(|f| Some(f.first_ack_s? - f.attached_s?)).collect();
+    // Receipts are gathered for 20 ms; with a round trip more it would be 420.
+    let soonest = waits.iter().copied().fold(f64::MAX, f64::min);
+    assert!(soonest < 0.1, "{waits:?}");
+}
+
+#[test]
+fn a_parent_that_nobody_can_replace_is_dialled_again_at_once() {
+    let mesh =
+        "name = 'alone'\nseed = 1\nduration = '60s'\n[mesh]\nsquad = 1\nplatform = 6\n[links]\nlatency = '5ms'\n";
+    // A second crash within half a minute starts cold: the links of the squad end.
+    let crash =
+        |at| format!("[[fault]]\nat = '{at}s'\nkind = 'actor_crash'\ntarget = 'squad:0'\nactor = 'transport'\n");
+    let report = from_text(&format!("{mesh}{}{}", crash(20), crash(25))).unwrap().run();
+    assert!(report.passed(), "{:?}", report.invariants);
+    assert!(!report.failovers.is_empty());
+    for failover in &report.failovers {
+        assert!(failover.attached_s.unwrap() - failover.detected_s < 0.2, "{failover:?}");
+    }
+}
+
+#[test]
 fn what_ends_at_an_instant_ends_before_anything_begins() {
     let report = with(
         "[[fault]]\nat = '20s'\nkind = 'crash'\ntarget = 'squad:0'\nfor = '10s'

@@ -213,6 +213,7 @@ impl Machine {
                 self.placed(now, self.view.clone(), effects);
             }
             Input::Sweep => {
+                self.drop_late(now, effects);
                 let swept = self.telemetry.relay.sweep(now) + self.commands.sweep(now);
                 effects.push(Effect::Swept(swept));
             }
@@ -314,9 +315,12 @@ impl Machine {
         }
     }
 
-    fn frame(&mut self, now: Time, from: NodeId, frame: RouterFrame, effects: &mut Vec<Effect>) {
+    pub(super) fn frame(&mut self, now: Time, from: NodeId, frame: RouterFrame, effects: &mut Vec<Effect>) {
         if self.is_behind() {
             return effects.push(Effect::Dropped("journal_behind"));
+        }
+        if self.keep_early(now, from, &frame, effects) {
+            return;
         }
         match frame {
             RouterFrame::Up { child, parent, number, packet } => {
@@ -331,25 +335,29 @@ impl Machine {
                 self.state_below(now, from, (child, parent), *summary, effects);
             }
             RouterFrame::Along(packet) => self.along(now, from, packet, effects),
-            RouterFrame::Receipt { number } if self.view.parent_id() == Some(from) => {
+            RouterFrame::Receipt { number } if self.is_way_up(&from) => {
                 self.telemetry.flow.receipt(now, number);
                 self.pump(now, effects);
             }
-            RouterFrame::Marks(marks) if self.view.parent_id() == Some(from) => {
+            RouterFrame::Marks(marks) if self.is_way_up(&from) => {
                 self.marked(now, marks, effects);
             }
-            RouterFrame::Split { unit, have } if self.view.parent_id() == Some(from) => {
+            RouterFrame::Split { unit, have } if self.is_way_up(&from) => {
                 self.split(now, unit, &have, effects);
             }
             RouterFrame::Seen { commands, ask } if self.view.is_neighbour(&from) => {
                 self.seen(now, from, &commands, ask, effects);
             }
-            RouterFrame::Dictionary if self.view.parent_id() == Some(from) => {
+            RouterFrame::Dictionary if self.is_way_up(&from) => {
                 self.telemetry.begin_dictionary_anew();
                 self.pump(now, effects);
             }
             _ => effects.push(Effect::Dropped("not_from_parent")),
         }
+    }
+
+    fn is_way_up(&self, peer: &NodeId) -> bool {
+        self.view.way_up().is_some_and(|parent| parent.id == *peer)
     }
 
     fn along(&mut self, now: Time, from: NodeId, mut packet: DataPacket, effects: &mut Vec<Effect>) {

@@ -1,6 +1,7 @@
 //! The router: where each packet goes, what becomes of samples, and who has answered a command.
 
 mod commands;
+mod early;
 mod flow;
 mod held;
 mod machine;

@@ -16,6 +16,7 @@ use crate::proto::event::Event;
 use crate::proto::outbox::{Offer, WhenFull};
 use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
 use crate::proto::relay::{Group, Relay};
+use crate::proto::router::early::Early;
 use crate::proto::router::flow::Flow;
 use crate::proto::router::machine::{Effect, Machine, RequestId, Settings};
 use crate::proto::router::route::decide;
@@ -90,10 +91,11 @@ pub(super) struct Telemetrist {
     offered: u64,
     progress_at: Time,
     /// The attachment that frames are numbered within.
-    attachment: Option<(NodeId, u64)>,
+    attachment: Option<(NodeId, u64, Tenure)>,
     pub flow: Flow,
     encoder: Encoder,
     decoders: BTreeMap<NodeId, Decoder>,
+    pub early: Early,
     receipts: BTreeMap<NodeId, u64>,
     receipts_at: Option<Time>,
     pub unmarked: BTreeSet<Source>,
@@ -115,6 +117,7 @@ impl Telemetrist {
             flow: Flow::new(now),
             encoder: Encoder::new(now.as_micros() as u32),
             decoders: BTreeMap::new(),
+            early: Early::default(),
             receipts: BTreeMap::new(),
             receipts_at: None,
             unmarked: BTreeSet::new(),
@@ -179,7 +182,7 @@ impl Machine {
         let children = &self.view.children;
         self.telemetry.decoders.retain(|child, _| children.contains_key(child));
         self.telemetry.receipts.retain(|child, _| children.contains_key(child));
-        let attachment = self.view.parent.as_ref().map(|parent| (parent.id, parent.serial));
+        let attachment = self.view.way_up().map(|parent| (parent.id, parent.serial, parent.tenure));
         if attachment != self.telemetry.attachment {
             self.telemetry.attachment = attachment;
             self.telemetry.flow = Flow::new(now);
@@ -189,6 +192,7 @@ impl Machine {
             self.moved(now);
         }
         self.pump(now, effects);
+        self.take_early(now, effects);
     }
 
     /// The way up is another: what is not known to be committed goes that way again. A relay's own samples are in its
@@ -272,14 +276,13 @@ impl Machine {
                 let Some((number, unit, again)) = self.telemetry.relay.next_unsent(account) else { break };
                 let wire = WireUnit { again, ..self.telemetry.encoder.encode(number, &unit) };
                 self.telemetry.counts.forwarded += unit.totals.samples;
-                let bytes = wire.bytes();
-                self.send_up(now, way, Payload::Unit(wire), bytes, effects);
+                self.send_up(now, way, Payload::Unit(wire), effects);
             }
         }
     }
 
     fn way_up(&self) -> Option<(NodeId, Tenure, Tenure)> {
-        self.view.parent.as_ref().map(|parent| (parent.id, self.view.tenure, parent.tenure))
+        self.view.way_up().map(|parent| (parent.id, self.view.tenure, parent.tenure))
     }
 
     fn offer_own(&mut self, now: Time, account: AccountId, effects: &mut Vec<Effect>) {
@@ -310,8 +313,7 @@ impl Machine {
                 self.commit_offer(now, &offer, effects);
             } else if raw {
                 let Some(way) = self.way_up() else { return };
-                let bytes = offer.samples.iter().map(|sample| sample.bytes()).sum();
-                self.send_up(now, way, Payload::Samples(offer), bytes, effects);
+                self.send_up(now, way, Payload::Samples(offer), effects);
             } else {
                 self.telemetry.relay.fold_offer(now, self.view.level, &offer);
             }
@@ -322,6 +324,11 @@ impl Machine {
     /// raw, for it is rare.
     fn offer_strays(&mut self, now: Time, main: AccountId, effects: &mut Vec<Effect>) {
         if self.telemetry.stray_at.is_some_and(|at| now < at) {
+            return;
+        }
+        if self.view.switching_to.is_some() {
+            // They find their way when there is a parent.
+            self.telemetry.stray_at = None;
             return;
         }
         let Some(account) = self.durable.outbox.stray(main) else {
@@ -373,9 +380,9 @@ impl Machine {
         now: Time,
         (parent, mine, its): (NodeId, Tenure, Tenure),
         payload: Payload,
-        bytes: usize,
         effects: &mut Vec<Effect>,
     ) {
+        let bytes = payload.telemetry_bytes().unwrap_or_default();
         let kind = match payload {
             Payload::Unit(_) => PacketType::AggregatedTelemetry,
             _ => PacketType::Telemetry,

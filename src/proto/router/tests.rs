@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::id::{Keypair, NodeId, NodeName};
 use crate::level::Level;
+use crate::limits::Limits;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::{Source, Unit};
 use crate::proto::durable::{Durable, Record};
@@ -15,7 +16,7 @@ use crate::proto::ranges::RangeSet;
 use crate::proto::router::{Effect, Input, Machine, PublishError, Settings};
 use crate::proto::sample::{Condition, Priority, Sample, Telemetry};
 use crate::proto::summary::{NodeState, Summary};
-use crate::proto::topology::{ChildView, Descendant, Tenure, View};
+use crate::proto::topology::{ChildView, Descendant, ParentView, Tenure, View};
 use crate::time::Time;
 
 const ACCOUNT: AccountId = AccountId([1; 16]);
@@ -63,6 +64,15 @@ fn root() -> Machine {
     let mut machine = Machine::new(Time::ZERO, settings(), view.clone(), durable, None);
     machine.step(Time::ZERO, Input::Placed(view), &mut Vec::new());
     machine
+}
+
+/// The same root when it only keeps a slot for that node.
+fn reserved(root: &Machine) -> Arc<View> {
+    let mut view = View::clone(root.view());
+    view.children.clear();
+    view.descendants = Arc::default();
+    view.reserved = [id(2)].into();
+    Arc::new(view)
 }
 
 fn give(machine: &mut Machine, frame: RouterFrame) -> Vec<Effect> {
@@ -246,4 +256,82 @@ fn a_full_outbox_refuses_and_keeps_what_it_has_unless_the_least_important_may_go
     assert!(results.iter().all(Result::is_ok), "{results:?}");
     let kept: Vec<_> = machine.durable().outbox.sequences().collect();
     assert_eq!(kept, [4, 5, 7, 8, 10], "low priority first, the oldest of them first");
+}
+
+#[test]
+fn what_comes_up_before_the_request_it_came_with_is_taken_in_after_it() {
+    let counted = |machine: &Machine| machine.durable().account.as_ref().unwrap().totals.samples;
+    let mut machine = root();
+    let (with_child, without) = (machine.view().clone(), reserved(&machine));
+    let stranger = Arc::new(View { reserved: Default::default(), ..View::clone(&without) });
+    let place = |machine: &mut Machine, at: Time, view: &Arc<View>| {
+        let mut effects = Vec::new();
+        machine.step(at, Input::Placed(view.clone()), &mut effects);
+        effects
+    };
+    place(&mut machine, Time::ZERO, &without);
+    assert!(give(&mut machine, offered(1, vec![sample(1, 1.0)])).is_empty());
+    assert!(give(&mut machine, offered(2, vec![sample(2, 2.0)])).is_empty());
+    assert_eq!(counted(&machine), 0);
+    place(&mut machine, Time::ZERO, &with_child);
+    assert_eq!(counted(&machine), 2);
+
+    // Who is refused, or never asks, has sent it in vain.
+    let is_dropped = |effects: &[Effect], label| effects.iter().any(|e| matches!(e, Effect::Dropped(l) if *l == label));
+    place(&mut machine, Time::ZERO, &without);
+    give(&mut machine, offered(3, vec![sample(3, 3.0)]));
+    assert!(is_dropped(&place(&mut machine, Time::ZERO, &stranger), "stale_tenure"));
+    place(&mut machine, Time::ZERO, &without);
+    give(&mut machine, offered(4, vec![sample(3, 3.0)]));
+    let later = Time::ZERO + Duration::from_secs(5);
+    assert!(is_dropped(&place(&mut machine, later, &without), "early"));
+    place(&mut machine, later, &with_child);
+    assert_eq!(counted(&machine), 2);
+}
+
+#[test]
+fn what_comes_up_too_early_is_bounded() {
+    let mut machine = root();
+    let view = reserved(&machine);
+    machine.step(Time::ZERO, Input::Placed(view), &mut Vec::new());
+    let mut kept = 0;
+    while give(&mut machine, offered(kept + 1, vec![sample(kept + 1, 1.0)])).is_empty() {
+        kept += 1;
+    }
+    let each = sample(1, 1.0).bytes() as u64;
+    assert!((32..=Limits::EARLY_BYTES as u64 / each).contains(&kept), "{kept}");
+}
+
+#[test]
+fn what_was_sent_under_an_old_tenure_of_the_parent_goes_again_under_the_new_one() {
+    let mut view = View::alone(id(1), NodeName::new("leaf").unwrap(), Level::PLATFORM, Tenure::default(), 16);
+    let parent = |counter| {
+        let tenure = Tenure { counter, ..Tenure::default() };
+        Some(ParentView { id: id(2), tenure, serial: 1, since: Time::ZERO })
+    };
+    (view.switching_to, view.account) = (parent(1), Some(ACCOUNT));
+    let mut machine = Machine::new(Time::ZERO, settings(), Arc::new(view.clone()), Durable::new(7, None), None);
+    let tenures = |machine: &mut Machine, input: Input| {
+        let mut effects = Vec::new();
+        machine.step(Time::ZERO, input, &mut effects);
+        let tickets = effects.iter().filter_map(|effect| match effect {
+            Effect::Persist { ticket, .. } => *ticket,
+            _ => None,
+        });
+        let last = tickets.max();
+        last.into_iter().for_each(|ticket| machine.step(Time::ZERO, Input::Persisted(ticket), &mut effects));
+        let sent = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Send { frame: RouterFrame::Up { parent, .. }, .. } => Some(parent.counter),
+            _ => None,
+        });
+        sent.collect::<Vec<_>>()
+    };
+    tenures(&mut machine, Input::Placed(Arc::new(view.clone())));
+    let telemetry = Telemetry::new().metric("t", 1.0);
+    assert_eq!(tenures(&mut machine, Input::Publish { request: 1, telemetry }), [1]);
+    // The parent accepts under the tenure that it was known by: nothing goes twice.
+    (view.parent, view.switching_to) = (parent(1), None);
+    assert_eq!(tenures(&mut machine, Input::Placed(Arc::new(view.clone()))), [0; 0]);
+    view.parent = parent(2);
+    assert_eq!(tenures(&mut machine, Input::Placed(Arc::new(view))), [2]);
 }

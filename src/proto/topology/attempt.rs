@@ -1,8 +1,9 @@
-//! Asking one candidate to be the parent, and beside one that is slow, the next.
+//! Asking one candidate to be the parent, and beside one that is slow, the next; and beside them all, who was it before.
 
 use std::time::Duration;
 
 use crate::id::NodeId;
+use crate::proto::link::CloseReason;
 use crate::proto::topology::Cause;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::uplink::Lost;
@@ -35,10 +36,24 @@ pub(super) struct Attempt {
     pub slow_at: Time,
 }
 
+/// A parent whose link broke, though it may live: it is dialled again beside whoever is to take its place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Redial {
+    pub id: NodeId,
+    /// How many more dials may fail.
+    left: u32,
+}
+
 impl Attempt {
     /// Whether this is the answer to a request of this search.
     pub fn asked_for(&self, id: NodeId, serial: u64) -> bool {
         (self.id, self.serial) == (id, serial) || self.earlier.contains(&(id, serial))
+    }
+
+    /// The request that a candidate has, by its serial.
+    pub fn request_to(&self, id: NodeId) -> Option<u64> {
+        let earlier = self.earlier.iter().find(|(earlier, _)| *earlier == id).map(|(_, serial)| *serial);
+        if self.id == id { self.asked.map(|_| self.serial) } else { earlier }
     }
 
     pub fn was_asked(&self, id: NodeId) -> bool {
@@ -54,6 +69,7 @@ impl Attempt {
 impl Machine {
     pub(super) fn attempt(&mut self, now: Time, id: NodeId, cause: Cause, detail: String, effects: &mut Vec<Effect>) {
         let serial = self.uplink.next_serial();
+        self.uplink.redial.take_if(|lost| lost.id == id);
         self.uplink.attempt = Some(Attempt {
             id,
             serial,
@@ -125,7 +141,7 @@ impl Machine {
         }
     }
 
-    /// Dials further candidates beside one that is slow, and asks the first whose link is up as well.
+    /// Dials further candidates beside one that is slow, and asks the first whose link is up as well, or the lost parent.
     pub(super) fn hedge(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let Some(mut attempt) = self.uplink.attempt.take_if(|_| self.uplink.parent.is_none()) else { return };
         if now >= attempt.slow_at && attempt.others.len() < OTHERS {
@@ -133,8 +149,9 @@ impl Machine {
             attempt.others.extend(self.next_best(now, &attempt));
             self.touch();
         }
-        match attempt.others.iter().find(|id| self.links.contains_key(id)) {
-            Some(&linked) => {
+        let mut beside = attempt.others.iter().copied().chain(self.uplink.redial.map(|lost| lost.id));
+        match beside.find(|id| self.links.contains_key(id)) {
+            Some(linked) => {
                 self.rest(now, attempt.id, false);
                 attempt.earlier.push((attempt.id, attempt.serial));
                 // Who is asked again answers the new request: its acceptance of an old one would leave the two apart.
@@ -162,6 +179,22 @@ impl Machine {
         if let Some(i) = attempt.others.iter().position(|other| *other == peer) {
             attempt.others.remove(i);
             self.rest(now, peer, false);
+            self.touch();
+        }
+    }
+
+    /// Has a lost parent dialled again, unless its link ended on purpose.
+    pub(super) fn redial_lost(&mut self, id: NodeId, reason: &str) {
+        let on_purpose = [CloseReason::Leaving, CloseReason::Disconnected, CloseReason::Crowded];
+        let may_live = !on_purpose.iter().any(|why| reason.ends_with(why.label()));
+        let left = self.settings.retries;
+        self.uplink.redial = (may_live && left > 0).then_some(Redial { id, left });
+    }
+
+    pub(super) fn redial_failed(&mut self, peer: NodeId) {
+        if let Some(redial) = self.uplink.redial.as_mut().filter(|lost| lost.id == peer) {
+            redial.left -= 1;
+            self.uplink.redial.take_if(|redial| redial.left == 0);
             self.touch();
         }
     }

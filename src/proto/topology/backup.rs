@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crate::id::NodeId;
+use crate::proto::account::AccountId;
 use crate::proto::topology::attempt::ATTEMPT;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::uplink::LISTEN;
-use crate::proto::topology::{Frame, Parting, Path};
+use crate::proto::topology::{Frame, ParentView, Parting, Path, Tenure};
 use crate::time::Time;
 
 /// How long a node that nobody keeps a slot for waits before it asks again: twice as long each time.
@@ -19,6 +20,9 @@ pub(super) struct Backup {
     pub id: NodeId,
     pub serial: u64,
     pub accepted: bool,
+    /// What it has said of itself and of the root above it since it accepted.
+    tenure: Tenure,
+    account: Option<AccountId>,
     pub asked: Option<Time>,
     pub until: Time,
 }
@@ -38,7 +42,15 @@ impl Machine {
         let best = elsewhere.unwrap_or(best);
         let serial = self.uplink.next_serial();
         let until = now + ATTEMPT;
-        self.uplink.backup = Some(Backup { id: best.id, serial, accepted: false, asked: None, until });
+        self.uplink.backup = Some(Backup {
+            id: best.id,
+            serial,
+            accepted: false,
+            tenure: Tenure::default(),
+            account: None,
+            asked: None,
+            until,
+        });
         self.touch();
         self.ask_if_linked(now, effects);
     }
@@ -65,12 +77,13 @@ impl Machine {
         now: Time,
         peer: NodeId,
         serial: u64,
+        tenure: Tenure,
         path: &Path,
         effects: &mut Vec<Effect>,
     ) {
         match self.uplink.backup.as_mut().filter(|b| b.id == peer && b.serial == serial) {
             Some(kept) => {
-                kept.accepted = true;
+                (kept.accepted, kept.tenure) = (true, tenure);
                 self.uplink.backups_refused = 0;
                 self.touch();
                 self.backup_moved(now, peer, path, effects);
@@ -82,8 +95,30 @@ impl Machine {
     /// A backup that has stepped down to this node's level would refuse when it is needed: it need not keep the slot.
     pub(super) fn backup_moved(&mut self, now: Time, peer: NodeId, path: &Path, effects: &mut Vec<Effect>) {
         let low = path.waypoints.first().is_none_or(|backup| backup.effective_level <= self.effective_level());
-        let Some(backup) = self.uplink.backup.as_ref().filter(|backup| low && backup.id == peer) else { return };
-        effects.push(Effect::Send(peer, Frame::Detach { serial: backup.serial, reason: Parting::Moved }));
-        self.drop_backup(now);
+        let Some(backup) = self.uplink.backup.as_mut().filter(|backup| backup.id == peer) else { return };
+        backup.account = path.account;
+        if low {
+            effects.push(Effect::Send(peer, Frame::Detach { serial: backup.serial, reason: Parting::Moved }));
+            self.drop_backup(now);
+        }
+        self.touch();
+    }
+
+    /// Has the backup say again what it may have said in vain.
+    pub(super) fn confirm_backup(&self, effects: &mut Vec<Effect>) {
+        if let Some(backup) = self.uplink.backup.as_ref().filter(|backup| backup.accepted) {
+            effects.push(Effect::Send(backup.id, self.request(backup.serial, true)));
+        }
+    }
+
+    /// The backup that is asked to take over, and where its root commits: samples go along with the request. Who commits
+    /// samples itself waits for the answer, which tells whether it still does.
+    pub(super) fn switching(&self) -> Option<(ParentView, AccountId)> {
+        let (attempt, backup) = (self.uplink.attempt.as_ref()?, self.uplink.backup.as_ref()?);
+        let since = self.uplink.unattached_since?;
+        let may = backup.accepted && self.command.partition.is_none() && self.settings.account.is_none();
+        let account = backup.account.filter(|_| may)?;
+        let (id, tenure, serial) = (backup.id, backup.tenure, attempt.request_to(backup.id)?);
+        Some((ParentView { id, tenure, serial, since }, account))
     }
 }

@@ -52,6 +52,8 @@ pub struct Settings {
     pub dwell: Duration,
     pub preferred_parent: Option<NodeId>,
     pub backoff: Backoff,
+    /// How often a lost parent is dialled again beside whoever is to take its place.
+    pub retries: u32,
     /// The account in which this node commits samples as a root.
     pub account: Option<AccountId>,
     /// The term of command that was last known, from before this process.
@@ -264,6 +266,7 @@ impl Machine {
     /// Has parent and children say again what may have been lost with a mailbox: this machine's, or the links'.
     fn make_up_for_a_restart(&self, effects: &mut Vec<Effect>) {
         self.confirm_parent(effects);
+        self.confirm_backup(effects);
         effects.extend(self.downlink.children.keys().map(|&child| Effect::Send(child, Frame::Resync)));
     }
 
@@ -324,6 +327,7 @@ impl Machine {
         self.doubted.remove(&peer);
         self.uplink.forgive(&peer);
         self.hedge(now, effects);
+        self.uplink.redial.take_if(|lost| lost.id == peer);
         self.ask_if_linked(now, effects);
         self.think_within(now, COALESCE);
     }
@@ -369,6 +373,7 @@ impl Machine {
             Frame::Resync if self.uplink.parent.as_ref().is_some_and(|parent| parent.id == peer) => {
                 self.confirm_parent(effects);
             }
+            Frame::Resync if self.uplink.accepted_backup() == Some(peer) => self.confirm_backup(effects),
             Frame::Resync => {}
             Frame::Lateral(lateral) => self.lateral_said(now, peer, lateral, effects),
         }
@@ -414,7 +419,9 @@ impl Machine {
     fn current_view(&self, now: Time) -> View {
         let uplink = &self.uplink;
         let standing = self.standing(now);
+        let (switching_to, behind) = self.switching().unzip();
         let account = match standing {
+            _ if behind.is_some() => behind,
             // What was buffered flows when the partition counts as healed.
             _ if self.command.partition.is_some() && standing == Standing::Attached => None,
             Standing::Attached => uplink.path.account,
@@ -439,6 +446,7 @@ impl Machine {
             leader: self.leader,
             standing,
             parent: uplink.parent.clone(),
+            switching_to,
             path: uplink.path.clone(),
             account,
             own_account: self.settings.account,

@@ -11,6 +11,7 @@ use crate::limits::Limits;
 use crate::proto::account::AccountId;
 use crate::proto::beacon::tests::sample;
 use crate::proto::beacon::{Beacon, Description, Observation};
+use crate::proto::link::CloseReason;
 use crate::proto::topology::machine::{Effect, Input, Machine};
 use crate::proto::topology::{Change, Descendant, Frame, Path, Refusal, Report, Tenure};
 use crate::time::Time;
@@ -82,7 +83,7 @@ fn is_attach(frame: &Frame) -> bool {
 fn accept(by: u8, level: Level, request: &Frame) -> Frame {
     let Frame::Attach { serial, backup, .. } = request else { panic!("{request:?}") };
     let waypoint = super::Waypoint { id: id(by), name: name(by), level, effective_level: level };
-    let path = Path { waypoints: vec![waypoint], ..Path::default() };
+    let path = Path { waypoints: vec![waypoint], account: Some(AccountId([by; 16])), ..Path::default() };
     Frame::Accept { serial: *serial, tenure: Tenure::default(), path, backup: *backup }
 }
 
@@ -249,24 +250,91 @@ fn who_was_asked_before_may_accept_though_the_next_refuses() {
     assert_eq!(platform.view().parent_id(), Some(slow));
 }
 
-#[test]
-fn a_backup_that_was_asked_in_vain_is_a_backup_no_more() {
+/// A squad of those that [`with_a_backup`] knows.
+fn squad(id: NodeId) -> u8 {
+    (2..=4).find(|&n| self::id(n) == id).unwrap()
+}
+
+/// A platform below one of three squads, with another as its backup; and when, who is its parent and who its backup.
+fn with_a_backup() -> (Machine, Time, NodeId, NodeId) {
     let mut platform = machine(1, Level::PLATFORM);
     (2..=4).for_each(|squad| meets(&mut platform, Time::ZERO, squad, Level::SQUAD));
-    let number = |peer: NodeId| (2..=4).find(|&n| id(n) == peer).unwrap();
     let (at, parent, request) = until_sent(&mut platform, Time::ZERO, is_attach);
-    give(&mut platform, at, Input::Frame(parent, accept(number(parent), Level::SQUAD, &request)));
+    give(&mut platform, at, Input::Frame(parent, accept(squad(parent), Level::SQUAD, &request)));
     let is_backup = |frame: &Frame| matches!(frame, Frame::Attach { backup: true, .. });
     let (at, backup, request) = until_sent(&mut platform, at, is_backup);
-    give(&mut platform, at, Input::Frame(backup, accept(number(backup), Level::SQUAD, &request)));
-    assert_eq!(platform.view().backup, Some(backup));
+    give(&mut platform, at, Input::Frame(backup, accept(squad(backup), Level::SQUAD, &request)));
+    assert_eq!((platform.view().parent_id(), platform.view().backup), (Some(parent), Some(backup)));
+    (platform, at, parent, backup)
+}
+
+/// The link to a peer ends; the requests to be the parent that go out.
+fn asks_after(machine: &mut Machine, now: Time, peer: NodeId, reason: &str) -> Vec<NodeId> {
+    let sent = give(machine, now, Input::LinkDown(peer, reason.into()));
+    sent.into_iter().filter(|(_, frame)| is_attach(frame)).map(|(to, _)| to).collect()
+}
+
+#[test]
+fn a_backup_that_was_asked_in_vain_is_a_backup_no_more() {
+    let (mut platform, at, parent, backup) = with_a_backup();
     // The parent dies; the backup is asked and is slow, and another accepts.
-    let mut effects = Vec::new();
-    platform.step(at, Input::LinkDown(parent, "it died".into()), &mut effects);
-    assert!(sent(effects).iter().any(|(to, frame)| *to == backup && is_attach(frame)));
+    assert_eq!(asks_after(&mut platform, at, parent, "it died"), [backup]);
     let (at, other, request) = until_sent(&mut platform, at, is_attach);
     assert_ne!(other, backup);
-    give(&mut platform, at, Input::Frame(other, accept(number(other), Level::SQUAD, &request)));
+    give(&mut platform, at, Input::Frame(other, accept(squad(other), Level::SQUAD, &request)));
     assert_eq!(platform.view().parent_id(), Some(other));
     assert_eq!(platform.view().backup, None);
+}
+
+#[test]
+fn a_lost_parent_is_dialled_again_beside_the_backup_and_asked_if_it_lives() {
+    let (mut platform, at, parent, backup) = with_a_backup();
+    assert_eq!(asks_after(&mut platform, at, parent, "heartbeats stopped"), [backup]);
+    assert!(platform.view().wanted.contains(&parent));
+    let asked = give(&mut platform, at, Input::LinkUp(parent, name(squad(parent))));
+    let (_, request) = asked.into_iter().find(|(to, frame)| *to == parent && is_attach(frame)).expect("it is asked");
+    give(&mut platform, at, Input::Frame(parent, accept(squad(parent), Level::SQUAD, &request)));
+    assert_eq!(platform.view().parent_id(), Some(parent));
+}
+
+#[test]
+fn a_lost_parent_is_dialled_so_often_and_not_at_all_if_it_said_goodbye() {
+    let (mut platform, at, parent, backup) = with_a_backup();
+    let mut dials = 0;
+    asks_after(&mut platform, at, parent, "heartbeats stopped");
+    while platform.view().wanted.contains(&parent) {
+        dials += 1;
+        give(&mut platform, at, Input::Unreachable(parent, "timed out".into()));
+    }
+    assert_eq!(dials, Config::default().failover.retries);
+
+    let (mut platform, at, parent, _) = with_a_backup();
+    asks_after(&mut platform, at, parent, CloseReason::Leaving.label());
+    assert!(!platform.view().wanted.contains(&parent));
+    assert!(platform.view().wanted.contains(&backup));
+}
+
+#[test]
+fn samples_may_go_to_the_backup_with_the_request_and_to_nobody_when_it_refuses() {
+    let (mut platform, at, parent, backup) = with_a_backup();
+    asks_after(&mut platform, at, parent, "heartbeats stopped");
+    let view = platform.view();
+    assert_eq!((view.parent_id(), view.way_up().map(|way| way.id)), (None, Some(backup)));
+    assert_eq!(view.account, Some(AccountId([squad(backup); 16])));
+    let serial = view.way_up().unwrap().serial;
+    give(&mut platform, at, Input::Frame(backup, Frame::Refuse { serial, reason: Refusal::Full }));
+    assert_eq!((platform.view().way_up().map(|way| way.id), platform.view().account), (None, None));
+}
+
+#[test]
+fn a_backup_that_forgot_is_asked_again_and_says_under_which_tenure() {
+    let (mut platform, at, parent, backup) = with_a_backup();
+    let asked = give(&mut platform, at, Input::Frame(backup, Frame::Resync));
+    let [(to, request @ Frame::Attach { backup: true, .. })] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(*to, backup);
+    let tenure = Tenure { incarnation: 1, counter: 9 };
+    let Frame::Accept { serial, path, .. } = accept(squad(backup), Level::SQUAD, request) else { panic!() };
+    give(&mut platform, at, Input::Frame(backup, Frame::Accept { serial, tenure, path, backup: true }));
+    asks_after(&mut platform, at, parent, "heartbeats stopped");
+    assert_eq!(platform.view().way_up().map(|way| (way.id, way.tenure)), Some((backup, tenure)));
 }

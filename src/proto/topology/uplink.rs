@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::proto::beacon::Beacon;
 use crate::proto::event::Event;
 use crate::proto::selection::{Candidate, Chooser, Rank};
-use crate::proto::topology::attempt::Attempt;
+use crate::proto::topology::attempt::{Attempt, Redial};
 use crate::proto::topology::backup::Backup;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::proto::topology::{
@@ -65,6 +65,7 @@ pub(super) struct Uplink {
     unrooted_since: Option<Time>,
     /// The parent that was lost, and why, until there is a new one.
     pub lost: Option<Lost>,
+    pub redial: Option<Redial>,
     serial: u64,
 }
 
@@ -85,6 +86,7 @@ impl Uplink {
             first_sight: None,
             unrooted_since: None,
             lost: None,
+            redial: None,
             serial: first_serial,
         }
     }
@@ -107,7 +109,8 @@ impl Uplink {
     pub fn wanted(&self) -> impl Iterator<Item = NodeId> {
         let parent = self.parent.as_ref().map(|parent| parent.id);
         let attempt = self.attempt.iter().flat_map(|attempt| attempt.others.iter().chain([&attempt.id])).copied();
-        parent.into_iter().chain(attempt).chain(self.backup.as_ref().map(|backup| backup.id))
+        let kept = self.backup.as_ref().map(|backup| backup.id).into_iter().chain(self.redial.map(|lost| lost.id));
+        parent.into_iter().chain(attempt).chain(kept)
     }
 
     pub fn accepted_backup(&self) -> Option<NodeId> {
@@ -235,7 +238,7 @@ impl Machine {
         if let Some(Backup { id, serial, .. }) = self.uplink.backup.take() {
             effects.push(Effect::Send(id, Frame::Detach { serial, reason }));
         }
-        (self.uplink.first_sight, self.uplink.lost) = (None, None);
+        (self.uplink.first_sight, self.uplink.lost, self.uplink.redial) = (None, None, None);
         self.uplink.decided_at = now;
     }
 
@@ -372,6 +375,7 @@ impl Machine {
         }
         self.lateral_unreachable(now, peer);
         self.forget_other(now, peer);
+        self.redial_failed(peer);
         self.attempt_failed(now, peer, Cause::Lost, reason, effects);
     }
 
@@ -389,7 +393,7 @@ impl Machine {
             return effects.push(Effect::Dropped("impossible_path"));
         }
         if backup {
-            return self.backup_accepted(now, peer, serial, &path, effects);
+            return self.backup_accepted(now, peer, serial, tenure, &path, effects);
         }
         let Some(attempt) = self.uplink.attempt.take_if(|attempt| attempt.asked_for(peer, serial)) else {
             let present = self.uplink.parent.as_ref().is_some_and(|p| p.id == peer && p.serial == serial);
@@ -417,6 +421,7 @@ impl Machine {
         }
         let former = self.uplink.parent.take();
         let lost = self.uplink.lost.take();
+        self.uplink.redial = None;
         let from = former.as_ref().map(|parent| parent.id).or(lost.as_ref().map(|lost| lost.id));
         if let Some(former) = former.filter(|former| former.id != peer) {
             effects.push(Effect::Send(former.id, Frame::Detach { serial: former.serial, reason: Parting::Moved }));
@@ -456,6 +461,7 @@ impl Machine {
             } else {
                 attempt.earlier.retain(|(id, _)| *id != peer);
                 self.rest(now, peer, true);
+                self.touch();
             }
         }
         // It could not confirm the link under this node's new tenure.
@@ -522,6 +528,9 @@ impl Machine {
         if !self.settings.repair || self.leaving {
             return;
         }
+        if cause == Cause::Lost {
+            self.redial_lost(parent.id, reason);
+        }
         let replaced = self.uplink.attempt.is_some();
         match self.uplink.accepted_backup().filter(|id| self.links.contains_key(id)) {
             Some(backup) => {
@@ -541,7 +550,7 @@ impl Machine {
         if let Some(backup) = self.uplink.backup.take() {
             effects.push(Effect::Send(backup.id, Frame::Detach { serial: backup.serial, reason }));
         }
-        self.uplink.attempt = None;
+        (self.uplink.attempt, self.uplink.redial) = (None, None);
         self.uplink.path = Arc::default();
         self.touch();
     }

@@ -88,6 +88,8 @@ pub struct View {
     pub leader: NodeId,
     pub standing: Standing,
     pub parent: Option<ParentView>,
+    /// The backup that is asked to take the lost parent's place: samples go there before it has answered.
+    pub switching_to: Option<ParentView>,
     pub path: Arc<Path>,
     /// Where samples are committed: the root's account, this node's own if it is one. None while a partition heals.
     pub account: Option<AccountId>,
@@ -130,6 +132,7 @@ impl View {
             leader: me,
             standing: Standing::Root,
             parent: None,
+            switching_to: None,
             path: Arc::default(),
             account: None,
             own_account: None,
@@ -153,6 +156,11 @@ impl View {
 
     pub fn parent_id(&self) -> Option<NodeId> {
         self.parent.as_ref().map(|parent| parent.id)
+    }
+
+    /// Where samples go.
+    pub fn way_up(&self) -> Option<&ParentView> {
+        self.parent.as_ref().or(self.switching_to.as_ref())
     }
 
     /// Whether this node is `top` or below it.

@@ -3,5 +3,5 @@
 # prints how long each step took. Needs to be root.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-TUSSOCK_REQUIRE_NETNS=1 cargo test --locked --test netns -- --nocapture --include-ignored --test-threads 1 |
+TUSSOCK_REQUIRE_NETNS=1 cargo test --release --locked --test netns -- --nocapture --include-ignored --test-threads 1 |
     sed -e 's/^test [a-z_]* \.\.\. //' -e '/^$/d' -e '/^running/d' -e '/^ok$/d' -e '/^test result/d'

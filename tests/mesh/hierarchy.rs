@@ -155,6 +155,9 @@ async fn samples_published_during_a_failover_are_counted_once() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_ne!(leaf.view().parent_id(), Some(parent.id()));
+    // What came with the request, and overtook it, was not thrown away.
+    let dropped = mesh.parent().dropped();
+    assert!(!dropped.contains_key("stale_tenure") && !dropped.contains_key("early"), "{dropped:?}");
     eventually("every sample is counted", async || {
         root.router().report().await.unwrap().counted_by_origin.get(&leaf.id()) == Some(&200)
     })

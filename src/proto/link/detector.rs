@@ -21,8 +21,6 @@ const PROBE_AT_LEAST: Duration = Duration::from_millis(20);
 const PROBE_AT_MOST: Duration = Duration::from_millis(100);
 /// A beat goes out with those of other links if it is due within this fraction of its interval.
 const TOGETHER: u32 = 10;
-/// A beat goes with the acknowledgement of what came, in one packet, if it is due within this fraction of its interval.
-const RIDES: u32 = 2;
 /// However often anybody wants them, beats are this far apart at least.
 const FASTEST: Duration = Duration::from_millis(50);
 /// How likely it may be that a peer lives and nothing of it arrives, at a beat a second and the less the more beats there
@@ -169,14 +167,6 @@ impl Detector {
         }
         if let Some((_, sent)) = &mut self.probe {
             *sent = now.min(*sent + still);
-        }
-    }
-
-    /// What came is acknowledged at once: a beat that is due soon goes along.
-    pub fn ride(&mut self, now: Time) {
-        let soon = (self.interval / RIDES).min(self.interval.saturating_sub(FASTEST));
-        if now + soon >= self.beat_at {
-            self.beat_at = now;
         }
     }
 
@@ -450,16 +440,6 @@ mod tests {
         let hard = |pace| watch_each_other(pace, millis(200), millis(100), 0.25, 36_000);
         assert!(hard(millis(100)) < millis(2500), "{:?}", hard(millis(100)));
         assert!(hard(SECOND) < millis(4000), "{:?}", hard(SECOND));
-    }
-
-    #[test]
-    fn a_beat_that_is_due_soon_goes_with_what_is_sent_anyway() {
-        let mut detector = Detector::new(Time::ZERO, SECOND);
-        assert!(matches!(detector.tick(Time::ZERO, Duration::ZERO), Some(Watch::Send(_))));
-        for (at, due) in [(400, 1000), (600, 600)] {
-            detector.ride(Time::ZERO + Duration::from_millis(at));
-            assert_eq!(detector.deadline(Duration::ZERO), Time::ZERO + Duration::from_millis(due));
-        }
     }
 
     #[test]

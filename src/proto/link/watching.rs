@@ -86,9 +86,6 @@ impl Machine {
         self.heard(now, conn);
         let heartbeat = self.settings.heartbeat;
         let Some(link) = self.link_over(conn) else { return };
-        if let Some(detector) = &mut link.detector {
-            detector.ride(now);
-        }
         let trip = link.detector.as_ref().map_or(Duration::ZERO, Detector::slowest_trip);
         let soon = heartbeat * BUSY + (trip * SENT_AGAIN).min(Limits::CONNECTION_SILENCE);
         let before = link.data_at.replace(now);

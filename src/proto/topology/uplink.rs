@@ -65,6 +65,7 @@ pub(super) struct Uplink {
     unrooted_since: Option<Time>,
     /// The parent that was lost, and why, until there is a new one.
     pub lost: Option<Lost>,
+    /// The same one, while it may live and is dialled again.
     pub redial: Option<Redial>,
     serial: u64,
 }

@@ -91,7 +91,8 @@ pub struct View {
     /// The backup that is asked to take the lost parent's place: samples go there before it has answered.
     pub switching_to: Option<ParentView>,
     pub path: Arc<Path>,
-    /// Where samples are committed: the root's account, this node's own if it is one. None while a partition heals.
+    /// Where samples are committed: the root's account, this node's own if it is one, while it switches that behind the
+    /// backup. None while a partition heals.
     pub account: Option<AccountId>,
     /// This node's own account, root or not.
     pub own_account: Option<AccountId>,

@@ -122,12 +122,16 @@ impl Config {
         );
         let backoff = &self.failover.backoff;
         check(
-            (1.0..=10.0).contains(&backoff.multiplier)
-                && backoff.initial.0 <= backoff.max.0
-                && !backoff.initial.0.is_zero(),
-            "failover.backoff",
-            "initial must be above 0 and at most max, the multiplier between 1 and 10".into(),
-            "use initial = \"1s\", multiplier = 2.0, max = \"60s\"",
+            !backoff.initial.0.is_zero() && backoff.initial.0 <= backoff.max.0,
+            "failover.backoff.initial",
+            format!("{} is not above 0 and at most failover.backoff.max", backoff.initial),
+            "lower it, or raise failover.backoff.max",
+        );
+        check(
+            (1.0..=10.0).contains(&backoff.multiplier),
+            "failover.backoff.multiplier",
+            format!("{} is out of range", backoff.multiplier),
+            "between 1 and 10",
         );
         check(
             (4096..=1 << 36).contains(&self.telemetry.outbox_bytes),

@@ -88,15 +88,22 @@ impl Layers {
         Ok(self)
     }
 
-    /// Lays the variables `TUSSOCK_SECTION_KEY` of known sections over it.
+    /// Lays the variables `TUSSOCK_SECTION_KEY` of known sections over it, and those of the tables within them.
     pub fn environment(mut self, variables: impl Iterator<Item = (String, String)>) -> Self {
         const SECTIONS: [&str; 9] =
             ["node", "formation", "discovery", "beacon", "topology", "failover", "telemetry", "partition", "transport"];
+        const INNER: [&str; 4] = ["discovery.static", "failover.backoff", "topology.hybrid", "topology.weights"];
         for (variable, value) in variables {
             let Some(rest) = variable.strip_prefix("TUSSOCK_") else { continue };
             let rest = rest.to_lowercase();
             let Some((section, key)) = rest.split_once('_') else { continue };
-            if SECTIONS.contains(&section) {
+            let inner = INNER.iter().find_map(|inner| {
+                let key = rest.strip_prefix(&inner.replace('.', "_"))?.strip_prefix('_')?;
+                Some(format!("{inner}.{key}"))
+            });
+            if let Some(key) = inner {
+                self = self.set(&key, &value, format!("the variable {variable}"));
+            } else if SECTIONS.contains(&section) {
                 self = self.set(&format!("{section}.{key}"), &value, format!("the variable {variable}"));
             } else if let Some(near) = nearest(section, SECTIONS).filter(|near| strsim::levenshtein(near, section) <= 2)
             {
@@ -143,7 +150,7 @@ impl Layers {
                 Ok(read) => return read,
                 Err(error) => {
                     let path: Vec<_> = error.path().iter().filter_map(segment).collect();
-                    let message = error.inner().message().trim().to_owned();
+                    let message = in_plain_words(error.inner().message().trim());
                     let fix = suggestion(&message);
                     problems.push(self.problem(&path, message.starts_with("unknown field"), message, fix));
                     if !remove(&mut values, &path) {
@@ -180,7 +187,7 @@ pub fn read_text<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Prob
     let deserializer = toml::de::Deserializer::parse(text).map_err(|e| Problems(vec![syntax(path, text, &e)]))?;
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let segments: Vec<_> = error.path().iter().filter_map(segment).collect();
-        let message = error.inner().message().trim().to_owned();
+        let message = in_plain_words(error.inner().message().trim());
         let source = Source { path: path.to_owned(), text: text.to_owned() };
         let place = match error.inner().span() {
             Some(span) => Some(place(path, text, span.start)),
@@ -223,6 +230,18 @@ fn segment(segment: &Segment) -> Option<String> {
         Segment::Seq { index } => Some(index.to_string()),
         Segment::Enum { .. } | Segment::Unknown => None,
     }
+}
+
+/// What was expected, in TOML's words instead of Rust's.
+fn in_plain_words(message: &str) -> String {
+    let Some((wrong, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
+    let expected = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
+        "f32" | "f64" => "a number",
+        expected if expected.starts_with("struct ") => "a table",
+        expected => expected,
+    };
+    format!("{wrong}expected {expected}")
 }
 
 /// From "unknown field `x`, expected one of `a`, `b`" to what `x` was probably meant to be.
@@ -337,6 +356,22 @@ mod tests {
         let layers = layers.set("topology.max_children", "lots", "--set topology.max_children".into());
         let problems = layers.build().unwrap_err();
         assert!(problems.to_string().starts_with("--set topology.max_children: "), "{problems}");
+    }
+
+    #[test]
+    fn a_variable_reaches_the_tables_within_a_section() {
+        let variable = |name: &str, value: &str| [(name.to_owned(), value.to_owned())].into_iter();
+        let layers = Layers::new().environment(variable("TUSSOCK_FAILOVER_BACKOFF_INITIAL", "3s"));
+        assert_eq!(layers.clone().build().unwrap().failover.backoff.initial, crate::config::Span::secs(3));
+        let problems = layers.environment(variable("TUSSOCK_FAILOVER_BACKOFF_MAX", "2s")).build().unwrap_err();
+        assert!(problems.to_string().starts_with("the variable TUSSOCK_FAILOVER_BACKOFF_INITIAL: 3s"), "{problems}");
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_in_the_words_of_the_file() {
+        let problems = from_text("[failover]\nretries = -1\nbackoff = 3\n").unwrap_err().to_string();
+        assert!(problems.contains("expected a whole number that is not negative"), "{problems}");
+        assert!(problems.contains("expected a table"), "{problems}");
     }
 
     #[test]

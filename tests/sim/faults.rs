@@ -63,10 +63,10 @@ fn a_link_that_is_dead_in_one_direction_is_given_up_at_once_and_blamed_on_that_d
 fn samples_go_to_the_backup_with_the_request_to_take_over() {
     let far = "[[link]]\nfrom = '*'\nto = '*'\nlatency = '200ms'\n";
     let report = with(&format!("{far}[[fault]]\nat = '40s'\nkind = 'crash'\ntarget = 'squad:0'\nfor = '20s'"));
-    let waits: Vec<_> = report.failovers.iter().filter_map(|f| Some(f.first_ack_s? - f.attached_s?)).collect();
+    let mut waits: Vec<_> = report.failovers.iter().filter_map(|f| Some(f.first_ack_s? - f.attached_s?)).collect();
+    waits.sort_by(f64::total_cmp);
     // Receipts are gathered for 20 ms; with a round trip more it would be 420.
-    let soonest = waits.iter().copied().fold(f64::MAX, f64::min);
-    assert!(soonest < 0.1, "{waits:?}");
+    assert!(waits[waits.len() / 2] < 0.1, "{waits:?}");
 }
 
 #[test]

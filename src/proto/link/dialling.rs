@@ -115,7 +115,7 @@ impl Machine {
     }
 
     /// What the tree or the host needs and is not up is dialled again when its backoff has passed.
-    pub(super) fn redial(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    pub(super) fn dial_wanted(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let missing = |peer: &&NodeId| !self.links.contains_key(*peer) && !self.rests(now, peer);
         let missing: Vec<_> = self.view.wanted.iter().chain(&self.requested).filter(missing).copied().collect();
         for peer in missing {

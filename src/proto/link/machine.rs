@@ -316,7 +316,7 @@ impl Machine {
             let settled = !self.tree.is_empty() && self.view.wanted.iter().all(|peer| self.links.contains_key(peer));
             self.introduce_at = now + if settled { INTRODUCE * 4 } else { INTRODUCE };
             self.introduce(now, effects);
-            self.redial(now, effects);
+            self.dial_wanted(now, effects);
         }
         self.seek(now, effects);
         self.due = self.next_due();

@@ -2,16 +2,14 @@
 //! and overtake it here, for a request takes the way through the topology.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::packet::RouterFrame;
 use crate::proto::router::machine::{Effect, Machine};
+use crate::proto::topology::{ATTEMPT, Tenure};
 use crate::time::Time;
 
-/// How long what came early waits: as long as a request is tried.
-const REQUEST: Duration = Duration::from_secs(3);
 /// What a frame takes beside its samples, about.
 const FRAME: usize = 256;
 
@@ -32,21 +30,22 @@ impl Machine {
         &mut self,
         now: Time,
         from: NodeId,
-        frame: &RouterFrame,
+        parent: Tenure,
+        frame: RouterFrame,
         effects: &mut Vec<Effect>,
     ) -> bool {
-        let RouterFrame::Up { parent, packet, .. } = frame else { return false };
-        if *parent != self.view.tenure || !self.view.reserved.contains(&from) {
+        if parent != self.view.tenure || !self.view.reserved.contains(&from) {
             return false;
         }
+        let RouterFrame::Up { packet, .. } = &frame else { return false };
         let Some(bytes) = packet.payload.telemetry_bytes() else { return false };
         self.drop_late(now, effects);
-        let new = || Waiting { until: now + REQUEST, bytes: 0, frames: Vec::new() };
+        let new = || Waiting { until: now + ATTEMPT, bytes: 0, frames: Vec::new() };
         let waiting = self.telemetry.early.0.entry(from).or_insert_with(new);
         waiting.bytes += FRAME + bytes;
         let kept = waiting.bytes <= Limits::EARLY_BYTES;
         if kept {
-            waiting.frames.push(frame.clone());
+            waiting.frames.push(frame);
         }
         kept
     }

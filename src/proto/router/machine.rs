@@ -22,7 +22,7 @@ use crate::proto::router::state::States;
 use crate::proto::router::telemetry::{Counts, PublishError, Published, Telemetrist};
 use crate::proto::sample::Telemetry;
 use crate::proto::summary::Aggregator;
-use crate::proto::topology::{View, Why};
+use crate::proto::topology::{Tenure, View, Why};
 use crate::time::{Time, earliest};
 
 #[derive(Clone, Debug)]
@@ -319,18 +319,14 @@ impl Machine {
         if self.is_behind() {
             return effects.push(Effect::Dropped("journal_behind"));
         }
-        if self.keep_early(now, from, &frame, effects) {
-            return;
-        }
         match frame {
-            RouterFrame::Up { child, parent, number, packet } => {
-                let accepted = self.view.children.get(&from).map(|known| known.tenure);
-                if accepted != Some(child) || parent != self.view.tenure {
+            RouterFrame::Up { child, parent, .. } if !self.is_current(&from, child, parent) => {
+                if !self.keep_early(now, from, parent, frame, effects) {
                     effects.push(Effect::Dropped("stale_tenure"));
-                    return effects.push(Effect::Stale(from));
+                    effects.push(Effect::Stale(from));
                 }
-                self.received_up(now, from, number, packet, effects);
             }
+            RouterFrame::Up { number, packet, .. } => self.received_up(now, from, number, packet, effects),
             RouterFrame::State { child, parent, summary } => {
                 self.state_below(now, from, (child, parent), *summary, effects);
             }
@@ -354,6 +350,12 @@ impl Machine {
             }
             _ => effects.push(Effect::Dropped("not_from_parent")),
         }
+    }
+
+    /// Whether a link is the one to a child, under both present tenures.
+    fn is_current(&self, from: &NodeId, child: Tenure, parent: Tenure) -> bool {
+        let accepted = self.view.children.get(from).map(|known| known.tenure);
+        accepted == Some(child) && parent == self.view.tenure
     }
 
     fn is_way_up(&self, peer: &NodeId) -> bool {

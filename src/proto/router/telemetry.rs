@@ -271,7 +271,7 @@ impl Machine {
         };
         self.offer_own(now, account, effects);
         self.offer_strays(now, account, effects);
-        if let Some(way) = self.way_up() {
+        if let Some(way) = self.address_up() {
             while self.telemetry.flow.room() > 0 {
                 let Some((number, unit, again)) = self.telemetry.relay.next_unsent(account) else { break };
                 let wire = WireUnit { again, ..self.telemetry.encoder.encode(number, &unit) };
@@ -281,7 +281,8 @@ impl Machine {
         }
     }
 
-    fn way_up(&self) -> Option<(NodeId, Tenure, Tenure)> {
+    /// The tree's link up: the parent, and both tenures.
+    fn address_up(&self) -> Option<(NodeId, Tenure, Tenure)> {
         self.view.way_up().map(|parent| (parent.id, self.view.tenure, parent.tenure))
     }
 
@@ -301,7 +302,7 @@ impl Machine {
             let (cursor, me) = (self.telemetry.cursor, self.settings.me);
             let raw = !self.commits(account) && !self.folds();
             let room = if raw { self.telemetry.flow.room() } else { Limits::OFFER_BYTES };
-            if room == 0 || (raw && self.way_up().is_none()) {
+            if room == 0 || (raw && self.address_up().is_none()) {
                 return;
             }
             let offer = self.durable.outbox.offer(me, account, cursor, room);
@@ -312,7 +313,7 @@ impl Machine {
             if self.commits(account) {
                 self.commit_offer(now, &offer, effects);
             } else if raw {
-                let Some(way) = self.way_up() else { return };
+                let Some(way) = self.address_up() else { return };
                 self.send_up(now, way, Payload::Samples(offer), effects);
             } else {
                 self.telemetry.relay.fold_offer(now, self.view.level, &offer);

@@ -10,7 +10,7 @@ use crate::proto::topology::uplink::Lost;
 use crate::time::Time;
 
 /// How long an attempt may take, the dial included.
-pub(super) const ATTEMPT: Duration = Duration::from_secs(3);
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(3);
 /// How long a request may go without an answer before it is repeated.
 const ANSWER: Duration = Duration::from_millis(500);
 /// How long an orphan waits for one candidate before it dials the next as well: the first may have died with the parent,

@@ -10,7 +10,9 @@ use crate::proto::topology::uplink::LISTEN;
 use crate::proto::topology::{Frame, ParentView, Parting, Path, Tenure};
 use crate::time::Time;
 
-/// How long a node that nobody keeps a slot for waits before it asks again: twice as long each time.
+/// How long a node whose backup could not be had waits before it asks the next.
+const NEXT_BACKUP: Duration = Duration::from_secs(1);
+/// How long a node that was refused a slot waits before it asks for another: twice as long each time.
 const BACKUP_REST: Duration = Duration::from_secs(5);
 const LONGEST_BACKUP_REST: Duration = Duration::from_secs(600);
 
@@ -37,9 +39,8 @@ impl Machine {
         let ranking = self.ranking(now);
         let others = || ranking.iter().filter(|rank| rank.id != parent.id);
         let Some(best) = others().next() else { return };
-        let mut equals = others().take_while(|rank| rank.is_of_kind(best));
-        let elsewhere = equals.find(|rank| self.is_elsewhere(parent.id, &rank.id));
-        let best = elsewhere.unwrap_or(best);
+        let equals = others().take_while(|rank| rank.is_of_kind(best));
+        let best = equals.min_by_key(|rank| self.would_fail_with(parent.id, &rank.id)).unwrap_or(best);
         let serial = self.uplink.next_serial();
         let until = now + ATTEMPT;
         self.uplink.backup = Some(Backup {
@@ -55,21 +56,31 @@ impl Machine {
         self.ask_if_linked(now, effects);
     }
 
-    /// Whether a candidate is below neither the parent nor the grandparent, whose death would take both ways up away.
-    fn is_elsewhere(&self, parent: NodeId, candidate: &NodeId) -> bool {
+    /// Whether a candidate seems to be dead, and whether it is below the parent or the grandparent, whose death would take
+    /// both ways up away.
+    fn would_fail_with(&self, parent: NodeId, candidate: &NodeId) -> (bool, bool) {
         let grandparent = self.uplink.path.waypoints.get(1).map(|grandparent| grandparent.id.prefix());
-        let Some(above) = self.neighbours.get(candidate).map(|neighbour| neighbour.beacon.parent) else { return false };
-        above.is_none_or(|above| above != parent.prefix() && Some(above) != grandparent)
+        let Some(neighbour) = self.neighbours.get(candidate) else { return (true, true) };
+        let above = neighbour.beacon.parent;
+        let same_way = above.is_some_and(|above| above == parent.prefix() || Some(above) == grandparent);
+        (self.is_doubted(&neighbour.beacon), same_way)
     }
 
+    /// Does without this backup and looks for another; this one rests.
     pub(super) fn drop_backup(&mut self, now: Time) {
         if let Some(backup) = self.uplink.backup.take() {
             self.rest(now, backup.id, false);
-            let wait = BACKUP_REST * 2u32.pow(self.uplink.backups_refused.min(10));
-            self.uplink.backup_at = now + if backup.accepted { Duration::ZERO } else { wait.min(LONGEST_BACKUP_REST) };
-            self.uplink.backups_refused += u32::from(!backup.accepted);
+            self.uplink.backup_at = now + if backup.accepted { Duration::ZERO } else { NEXT_BACKUP };
             self.touch();
         }
+    }
+
+    /// Who is refused by one is likely to be by the next.
+    pub(super) fn backup_refused(&mut self, now: Time) {
+        self.drop_backup(now);
+        let wait = BACKUP_REST * 2u32.pow(self.uplink.backups_refused.min(10));
+        self.uplink.backup_at = now + wait.min(LONGEST_BACKUP_REST);
+        self.uplink.backups_refused += 1;
     }
 
     pub(super) fn backup_accepted(

@@ -1,5 +1,7 @@
 //! Why this parent: every candidate with its gates, factors and score.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::NodeId;
@@ -55,17 +57,24 @@ impl Machine {
         let parent = self.uplink.parent.as_ref().map(|parent| parent.id);
         let best_roots = self.best_roots(now);
         let chooser = self.chooser(now, &best_roots);
-        let explain = |candidate: Candidate<'_>| CandidateExplained {
-            node: candidate.beacon.id,
-            chosen: parent == Some(candidate.beacon.id),
-            score: chooser.rank(&candidate).map(|rank| rank.score),
-            gates: chooser.explain_gates(&candidate),
-            factors: chooser.explain_factors(&candidate),
-            doubt: self.doubt(now, candidate.beacon),
+        let ranking = chooser.ranking(self.candidates(now));
+        let places: BTreeMap<_, _> = ranking.iter().enumerate().map(|(place, rank)| (rank.id, place)).collect();
+        let explain = |candidate: Candidate<'_>| {
+            let id = candidate.beacon.id;
+            let rank = places.get(&id).map(|&place| ranking[place]);
+            let nearer = rank.filter(|rank| ranking[0].skips < rank.skips);
+            CandidateExplained {
+                node: id,
+                chosen: parent == Some(id),
+                score: rank.map(|rank| rank.score),
+                gates: chooser.explain_gates(&candidate),
+                factors: chooser.explain_factors(&candidate),
+                doubt: self.doubt(now, candidate.beacon, nearer.map(|rank| rank.skips)),
+            }
         };
         let mut candidates: Vec<_> = self.candidates(now).map(explain).collect();
-        let score = |c: &CandidateExplained| c.score.unwrap_or(-1.0);
-        candidates.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.node.cmp(&b.node)));
+        let place = |id: &NodeId| places.get(id).copied().unwrap_or(usize::MAX);
+        candidates.sort_by_key(|candidate| (place(&candidate.node), candidate.node));
         Why {
             at: now,
             parent,
@@ -76,10 +85,15 @@ impl Machine {
         }
     }
 
-    fn doubt(&self, now: Time, beacon: &Beacon) -> Option<String> {
+    /// What speaks against a candidate; `skips` is how many levels it skips, if the best one skips fewer.
+    fn doubt(&self, now: Time, beacon: &Beacon, skips: Option<u8>) -> Option<String> {
         let rests = self.uplink.rests(now, &beacon.id).map(|rest| format!("failed lately, rests for {rest:.1?}"));
         let silent = || "its link died, and it has not been heard since".to_owned();
-        rests.or_else(|| self.is_doubted(beacon).then(silent))
+        let far = |skips| match skips {
+            1 => "skips a level: nearer ones come first".to_owned(),
+            n => format!("skips {n} levels: nearer ones come first"),
+        };
+        rests.or_else(|| self.is_doubted(beacon).then(silent)).or_else(|| skips.map(far))
     }
 
     /// What keeps a node without a parent waiting, in words.

@@ -15,6 +15,7 @@ mod machine;
 mod uplink;
 mod view;
 
+pub(crate) use attempt::ATTEMPT;
 pub use explain::{CandidateExplained, Why};
 pub use machine::{Effect, Input, Machine, Settings};
 pub use view::{ChildView, Descendant, ParentView, Partition, Standing, View};

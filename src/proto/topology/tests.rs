@@ -68,7 +68,7 @@ fn until_sent(machine: &mut Machine, from: Time, wanted: impl Fn(&Frame) -> bool
     let mut now = from;
     loop {
         now = now + 10 * MS;
-        assert!(now < from + 10_000 * MS, "it never goes");
+        assert!(now < from + 20_000 * MS, "it never goes");
         if let Some((to, frame)) = tick(machine, now).into_iter().find(|(_, frame)| wanted(frame)) {
             return (now, to, frame);
         }
@@ -77,6 +77,10 @@ fn until_sent(machine: &mut Machine, from: Time, wanted: impl Fn(&Frame) -> bool
 
 fn is_attach(frame: &Frame) -> bool {
     matches!(frame, Frame::Attach { backup: false, .. })
+}
+
+fn is_for_a_slot(frame: &Frame) -> bool {
+    matches!(frame, Frame::Attach { backup: true, .. })
 }
 
 /// What somebody of that level answers who is a root and takes the node.
@@ -261,8 +265,7 @@ fn with_a_backup() -> (Machine, Time, NodeId, NodeId) {
     (2..=4).for_each(|squad| meets(&mut platform, Time::ZERO, squad, Level::SQUAD));
     let (at, parent, request) = until_sent(&mut platform, Time::ZERO, is_attach);
     give(&mut platform, at, Input::Frame(parent, accept(squad(parent), Level::SQUAD, &request)));
-    let is_backup = |frame: &Frame| matches!(frame, Frame::Attach { backup: true, .. });
-    let (at, backup, request) = until_sent(&mut platform, at, is_backup);
+    let (at, backup, request) = until_sent(&mut platform, at, is_for_a_slot);
     give(&mut platform, at, Input::Frame(backup, accept(squad(backup), Level::SQUAD, &request)));
     assert_eq!((platform.view().parent_id(), platform.view().backup), (Some(parent), Some(backup)));
     (platform, at, parent, backup)
@@ -337,4 +340,23 @@ fn a_backup_that_forgot_is_asked_again_and_says_under_which_tenure() {
     give(&mut platform, at, Input::Frame(backup, Frame::Accept { serial, tenure, path, backup: true }));
     asks_after(&mut platform, at, parent, "heartbeats stopped");
     assert_eq!(platform.view().way_up().map(|way| (way.id, way.tenure)), Some((backup, tenure)));
+}
+
+#[test]
+fn a_backup_that_cannot_be_reached_is_replaced_at_once_and_one_that_refuses_after_a_while() {
+    let (mut platform, at, _, backup) = with_a_backup();
+    // The backup dies, and the next that is asked.
+    give(&mut platform, at, Input::LinkDown(backup, "heartbeats stopped".into()));
+    let (asked, next, _) = until_sent(&mut platform, at, is_for_a_slot);
+    assert_ne!(next, backup);
+    give(&mut platform, asked, Input::LinkDown(next, "heartbeats stopped".into()));
+    give(&mut platform, asked, Input::LinkUp(next, name(squad(next))));
+    let (again, third, request) = until_sent(&mut platform, asked, is_for_a_slot);
+    assert_eq!(third, next);
+    assert!(again <= at + 2_500 * MS, "after {:?}", again.since(at));
+    let Frame::Attach { serial, .. } = request else { panic!("{request:?}") };
+    meets(&mut platform, again, 5, Level::SQUAD);
+    give(&mut platform, again, Input::Frame(next, Frame::Refuse { serial, reason: Refusal::Full }));
+    let (later, _, _) = until_sent(&mut platform, again, is_for_a_slot);
+    assert!(later.since(again) >= 5_000 * MS, "after {:?}", later.since(again));
 }

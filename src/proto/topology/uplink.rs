@@ -50,7 +50,7 @@ pub(super) struct Uplink {
     pub path: Arc<Path>,
     pub attempt: Option<Attempt>,
     pub backup: Option<Backup>,
-    /// When a backup is looked for next, and how often in vain so far.
+    /// When a backup is looked for next, and how often it was refused so far.
     pub backup_at: Time,
     pub backups_refused: u32,
     /// Since when there is no parent.
@@ -420,6 +420,7 @@ impl Machine {
             self.uplink.attempt = Some(attempt);
             return self.attempt_failed(now, peer, Cause::Refused, "it is not above this node", effects);
         }
+        let took_over = self.uplink.parent.is_none() && self.uplink.accepted_backup() == Some(peer);
         let former = self.uplink.parent.take();
         let lost = self.uplink.lost.take();
         self.uplink.redial = None;
@@ -437,7 +438,7 @@ impl Machine {
             (false, _) => Event::PeerSelected { parent: peer },
             (true, from) => Event::PeerChanged { from, to: peer, cause },
         }));
-        let detail = attempt.detail;
+        let detail = attempt.detail + if took_over { "; the backup took over" } else { "" };
         self.uplink.reason = detail.clone();
         self.uplink.decided_at = now;
         self.uplink.last_change = Some(LastChange { at: now, from, to: Some(peer), cause, detail });
@@ -453,7 +454,7 @@ impl Machine {
 
     pub(super) fn refused(&mut self, now: Time, peer: NodeId, serial: u64, reason: Refusal, effects: &mut Vec<Effect>) {
         if self.uplink.backup.as_ref().is_some_and(|b| b.id == peer && b.serial == serial) {
-            return self.drop_backup(now);
+            return self.backup_refused(now);
         }
         let why = format!("refused: {reason:?}").to_lowercase();
         if let Some(attempt) = self.uplink.attempt.as_mut().filter(|attempt| attempt.asked_for(peer, serial)) {
@@ -536,7 +537,7 @@ impl Machine {
         match self.uplink.accepted_backup().filter(|id| self.links.contains_key(id)) {
             Some(backup) => {
                 self.uplink.attempt = None;
-                self.attempt(now, backup, cause, format!("{reason}; the backup takes over"), effects);
+                self.attempt(now, backup, cause, reason.to_owned(), effects);
             }
             None if replaced => {}
             None => self.choose_parent(now, effects),

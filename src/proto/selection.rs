@@ -139,6 +139,8 @@ pub struct Rank {
     pub real: bool,
     /// Whether being rooted comes before the next level up.
     pub rooted_first: bool,
+    /// The share of its slots that are free.
+    pub room: f64,
     pub score: f64,
 }
 
@@ -180,6 +182,7 @@ impl Chooser<'_> {
             skips: beacon.effective_level.0 - self.effective_level.0 - 1,
             real: beacon.effective_level == beacon.level,
             rooted_first: self.impatient,
+            room: room(beacon),
             score: self.factors(candidate, metres).iter().map(|(_, value, weight)| value * weight).sum(),
         })
     }
@@ -252,7 +255,6 @@ impl Chooser<'_> {
 
     fn factors(&self, candidate: &Candidate<'_>, metres: Option<f64>) -> [(&'static str, f64, f64); 7] {
         let (beacon, weights) = (candidate.beacon, &self.weights);
-        let load = f64::from(beacon.free_slots) / f64::from(beacon.slots.max(1));
         let proximity = match metres {
             Some(metres) => (-metres / (self.max_distance_m / 3.0)).exp(),
             None => 0.5,
@@ -263,7 +265,7 @@ impl Chooser<'_> {
             ("resources", beacon.resources.score(), weights.resources),
             ("battery", beacon.resources.battery(), weights.battery),
             ("priority", f64::from(beacon.parent_priority) / 255.0, weights.priority),
-            ("load", load, weights.load),
+            ("load", room(beacon), weights.load),
             ("link_quality", candidate.link_quality.unwrap_or(0.5), weights.link_quality),
         ]
     }
@@ -271,6 +273,10 @@ impl Chooser<'_> {
     fn distance_m(&self, beacon: &Beacon) -> Option<f64> {
         Some(self.position?.distance_m(&beacon.point()?))
     }
+}
+
+fn room(beacon: &Beacon) -> f64 {
+    f64::from(beacon.free_slots) / f64::from(beacon.slots.max(1))
 }
 
 const GATES: [GateName; 7] = [
@@ -362,6 +368,7 @@ mod tests {
             skips: 0,
             real: true,
             rooted_first: false,
+            room: 0.0,
             score,
         };
         assert!(!rank(0.55, true).displaces(&rank(0.50, true), 0.10));

@@ -12,6 +12,7 @@ mod explain;
 mod hierarchy;
 mod laterals;
 mod machine;
+mod relief;
 mod uplink;
 mod view;
 

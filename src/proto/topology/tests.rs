@@ -56,9 +56,13 @@ fn sent(effects: Vec<Effect>) -> Vec<(NodeId, Frame)> {
     frames.collect()
 }
 
+fn beacon(n: u8, level: Level) -> Beacon {
+    Beacon { level, effective_level: level, parent: None, position: None, ..sample(&key(n)) }
+}
+
 /// A link to somebody of that level is up, who was heard.
 fn meets(machine: &mut Machine, now: Time, n: u8, level: Level) {
-    let beacon = Beacon { level, effective_level: level, parent: None, position: None, ..sample(&key(n)) };
+    let beacon = beacon(n, level);
     give(machine, now, Input::Observed(Observation::Seen(Arc::new(beacon))));
     give(machine, now, Input::LinkUp(id(n), name(n)));
 }
@@ -359,4 +363,37 @@ fn a_backup_that_cannot_be_reached_is_replaced_at_once_and_one_that_refuses_afte
     give(&mut platform, again, Input::Frame(next, Frame::Refuse { serial, reason: Refusal::Full }));
     let (later, _, _) = until_sent(&mut platform, again, is_for_a_slot);
     assert!(later.since(again) >= 5_000 * MS, "after {:?}", later.since(again));
+}
+
+#[test]
+fn a_crowded_parent_is_left_for_one_with_clearly_more_room() {
+    // Of four slots one is a quarter, but who went for that would come back; so would who left a parent for room that is
+    // better otherwise, by a priority of a hundred and forty.
+    let cases = [(12, 3, 0, true), (12, 2, 0, false), (4, 1, 0, false), (4, 2, 10, true), (12, 3, 140, false)];
+    for (slots, free, priority, clearly) in cases {
+        let mut platform = machine(1, Level::PLATFORM);
+        meets(&mut platform, Time::ZERO, 2, Level::SQUAD);
+        let (at, parent, request) = until_sent(&mut platform, Time::ZERO, is_attach);
+        give(&mut platform, at, Input::Frame(parent, accept(2, Level::SQUAD, &request)));
+        meets(&mut platform, at, 3, Level::SQUAD);
+        let mut asked = None;
+        for second in 1..=3_600 {
+            let now = at + 1_000 * MS * second;
+            let mut sent = tick(&mut platform, now);
+            for (squad, free_slots, parent_priority) in [(2, 0, priority), (3, free, 0)] {
+                let sequence = 1_000 + u64::from(second);
+                let squad = beacon(squad, Level::SQUAD);
+                let seen = Beacon { slots, free_slots, parent_priority, sequence, ..squad };
+                sent.extend(give(&mut platform, now, Input::Observed(Observation::Seen(Arc::new(seen)))));
+            }
+            if let Some((to, request)) = sent.iter().find(|(_, frame)| is_for_a_slot(frame)) {
+                give(&mut platform, now, Input::Frame(*to, accept(3, Level::SQUAD, request)));
+            }
+            let request = sent.into_iter().find(|(_, frame)| is_attach(frame));
+            asked = asked.or(request.map(|(to, _)| (to, now.since(at))));
+        }
+        assert_eq!(asked.map(|(to, _)| to), clearly.then(|| id(3)), "{free} of {slots}, {priority}");
+        // Chance decides among many, but not before it has been there for a while.
+        assert!(asked.is_none_or(|(_, after)| after >= Config::default().topology.dwell.0), "{asked:?}");
+    }
 }

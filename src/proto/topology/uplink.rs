@@ -53,6 +53,8 @@ pub(super) struct Uplink {
     /// When a backup is looked for next, and how often it was refused so far.
     pub backup_at: Time,
     pub backups_refused: u32,
+    /// When the present parent may be left for one with more room.
+    pub relief_at: Time,
     /// Since when there is no parent.
     pub unattached_since: Option<Time>,
     pub last_change: Option<LastChange>,
@@ -80,6 +82,7 @@ impl Uplink {
             unattached_since: Some(now),
             backup_at: now,
             backups_refused: 0,
+            relief_at: now,
             last_change: None,
             decided_at: Time::ZERO,
             reason: "listening".into(),
@@ -345,6 +348,7 @@ impl Machine {
             }
             Some(_) => {}
         }
+        self.relieve_parent(now, &ranking, effects);
     }
 
     /// A fresh node hears several candidates out before it chooses.
@@ -446,6 +450,7 @@ impl Machine {
         self.uplink.cooldowns.remove(&peer);
         (self.uplink.first_sight, self.uplink.unattached_since) = (None, None);
         (self.uplink.backup_at, self.uplink.backups_refused) = (now, 0);
+        self.put_relief_off(now);
         self.take_path(peer, path, effects);
         self.report_whole_subtree_to(now, peer, effects);
         self.think_within(now, Duration::from_millis(200));

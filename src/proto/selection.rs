@@ -10,6 +10,9 @@ use crate::proto::geo::GeoPoint;
 /// What a candidate's score must exceed the present parent's by.
 pub const DEFAULT_HYSTERESIS: f64 = 0.10;
 
+/// The quality of a link that is not measured yet.
+pub const UNMEASURED: f64 = 0.5;
+
 /// How much each factor counts; they sum to 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -266,7 +269,7 @@ impl Chooser<'_> {
             ("battery", beacon.resources.battery(), weights.battery),
             ("priority", f64::from(beacon.parent_priority) / 255.0, weights.priority),
             ("load", room(beacon), weights.load),
-            ("link_quality", candidate.link_quality.unwrap_or(0.5), weights.link_quality),
+            ("link_quality", candidate.link_quality.unwrap_or(UNMEASURED), weights.link_quality),
         ]
     }
 

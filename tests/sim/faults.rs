@@ -85,6 +85,35 @@ fn a_parent_that_nobody_can_replace_is_dialled_again_at_once() {
 }
 
 #[test]
+fn a_squad_that_is_back_relieves_those_that_took_its_children() {
+    let mesh = "
+        name = 'crowded'
+        seed = 1
+        duration = '8m'
+        [mesh]
+        company = 1
+        platoon = 2
+        squad = 8
+        platform = 80
+        settings = { 'topology.max_children' = 16 }
+        [links]
+        latency = '5ms'
+        [[fault]]
+        at = '40s'
+        kind = 'crash'
+        target = 'squad:0'
+        for = '20s'";
+    let report = from_text(mesh).unwrap().run();
+    let mut platforms = std::collections::BTreeMap::new();
+    for node in report.topology.iter().filter(|node| node.level.as_str() == "platform") {
+        *platforms.entry(node.parent.clone()).or_insert(0) += 1;
+    }
+    // A fifth of sixteen slots, and less than one more.
+    let (least, most) = (platforms.values().min().unwrap(), platforms.values().max().unwrap());
+    assert!(platforms.len() == 8 && most - least < 4, "{platforms:?}");
+}
+
+#[test]
 fn what_ends_at_an_instant_ends_before_anything_begins() {
     let report = with(
         "[[fault]]\nat = '20s'\nkind = 'crash'\ntarget = 'squad:0'\nfor = '10s'

@@ -5,7 +5,7 @@ use rand::RngExt;
 use rand::seq::IteratorRandom;
 
 use crate::id::NodeId;
-use crate::proto::selection::Rank;
+use crate::proto::selection::{Rank, UNMEASURED};
 use crate::proto::topology::Cause;
 use crate::proto::topology::machine::{Effect, Machine};
 use crate::time::Time;
@@ -22,8 +22,14 @@ impl Machine {
         }
         let Some(present) = ranking.iter().find(|rank| rank.id == parent.id) else { return };
         let slots = |id: &NodeId| self.neighbours.get(id).map_or(1.0, |n| f64::from(n.beacon.slots.max(1)));
-        // Room counts here for itself. With the score as well, who went would be drawn back.
-        let merit = |rank: &Rank| rank.score - self.settings.weights.load * rank.room;
+        let (weights, quality) = (&self.settings.weights, |id: &NodeId| self.qualities.get(id).copied());
+        // A link that is not measured yet may be as good as the present one.
+        let hope = quality(&present.id).map_or(0.0, |present| weights.link_quality * (present - UNMEASURED));
+        // Room counts for itself here: if the score held it as well, who went would be drawn back.
+        let merit = |rank: &Rank| {
+            let unmeasured = quality(&rank.id).is_none();
+            rank.score - weights.load * rank.room + if unmeasured { hope } else { 0.0 }
+        };
         let relieves = |rank: &&Rank| {
             let as_good = rank.is_of_kind(present) && merit(present) <= merit(rank) * (1.0 + self.settings.hysteresis);
             // What one move changes: where it is more, the next child would move back.

@@ -368,13 +368,14 @@ fn a_backup_that_cannot_be_reached_is_replaced_at_once_and_one_that_refuses_afte
 #[test]
 fn a_crowded_parent_is_left_for_one_with_clearly_more_room() {
     // Of four slots one is a quarter, but who went for that would come back; so would who left a parent for room that is
-    // better otherwise, by a priority of a hundred and forty.
-    let cases = [(12, 3, 0, true), (12, 2, 0, false), (4, 1, 0, false), (4, 2, 10, true), (12, 3, 140, false)];
+    // better otherwise, by a priority of a hundred and sixty. The link to another is not measured before there is one.
+    let cases = [(12, 3, 0, true), (12, 2, 0, false), (4, 1, 0, false), (4, 2, 10, true), (12, 3, 160, false)];
     for (slots, free, priority, clearly) in cases {
         let mut platform = machine(1, Level::PLATFORM);
         meets(&mut platform, Time::ZERO, 2, Level::SQUAD);
         let (at, parent, request) = until_sent(&mut platform, Time::ZERO, is_attach);
         give(&mut platform, at, Input::Frame(parent, accept(2, Level::SQUAD, &request)));
+        give(&mut platform, at, Input::Quality(parent, 1.0));
         meets(&mut platform, at, 3, Level::SQUAD);
         let mut asked = None;
         for second in 1..=3_600 {

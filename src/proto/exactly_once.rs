@@ -265,7 +265,7 @@ impl World {
     fn send_units(&mut self, i: usize) {
         self.relays[i].close_due(self.now + Duration::from_secs(2));
         for owner in 0..ROOTS {
-            while let Some((number, unit, again)) = self.relays[i].next_unsent(account(owner)) {
+            while let Some((number, unit, again)) = self.relays[i].next_unsent(self.now, account(owner)) {
                 let misled = self.breaks(Rule::CommitOwnAccount) && self.rng.random_bool(0.2);
                 let to = self.hop(if misled { 1 - owner } else { owner }, i + 1);
                 self.network.push_back(Message::Unit { to, from: i, number, unit, again });

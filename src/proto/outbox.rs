@@ -20,7 +20,8 @@ pub enum WhenFull {
     /// Refuses the new sample.
     #[default]
     Block,
-    /// Gives up the oldest of the lowest priority, which is counted and reported.
+    /// Gives up the oldest of the lowest priority, which is counted and reported; refuses a new sample that is less
+    /// important than all.
     DropOldestLowestPriority,
 }
 
@@ -144,15 +145,19 @@ impl Outbox {
         }
     }
 
-    /// The samples to give up first, until `bytes` are free.
-    pub fn least_wanted(&self, bytes: usize) -> Vec<u64> {
+    /// The samples to give up first for one of that priority, so that `bytes` are free; `None` if too many are more
+    /// important.
+    pub fn least_wanted(&self, bytes: usize, priority: Priority) -> Option<Vec<u64>> {
         let mut free = 0;
-        let wanted = self.by_priority.iter().take_while(|(_, sequence)| {
-            let enough = free >= bytes;
-            free += self.samples.get(sequence).map_or(0, |sample| sample.bytes());
-            !enough
+        let wanted = self.by_priority.iter().take_while(|(least, sequence)| {
+            let gives_way = free < bytes && *least <= priority;
+            if gives_way {
+                free += self.samples.get(sequence).map_or(0, |sample| sample.bytes());
+            }
+            gives_way
         });
-        wanted.map(|&(_, sequence)| sequence).collect()
+        let wanted = wanted.map(|&(_, sequence)| sequence).collect();
+        (free >= bytes).then_some(wanted)
     }
 
     /// How many samples were given up.
@@ -536,10 +541,13 @@ mod tests {
         let low = Sample { sequence: 5, priority: Priority::Low, metrics: vec![("n".into(), 1.0)] };
         outbox.put(Arc::new(critical));
         outbox.put(Arc::new(low));
-        assert_eq!(outbox.least_wanted(1), [5]);
+        assert_eq!(outbox.least_wanted(1, Priority::Low).unwrap(), [5]);
         outbox.evict(5);
-        assert_eq!(outbox.least_wanted(1), [1]);
-        assert_eq!(outbox.least_wanted(usize::MAX), [1, 2, 3, 4]);
+        assert_eq!(outbox.least_wanted(1, Priority::Normal).unwrap(), [1]);
+        assert_eq!(outbox.least_wanted(outbox.bytes(), Priority::Critical).unwrap(), [1, 2, 3, 4]);
+        // Nothing gives way to what is less important than itself.
+        assert_eq!(outbox.least_wanted(outbox.bytes(), Priority::Normal), None);
+        assert_eq!(outbox.least_wanted(1, Priority::Low), None);
         outbox.bind(1, X);
         // What was given up is said with the first sample after it.
         assert!(outbox.offer(me(), X, 1, Limits::OFFER_BYTES).unwrap().0.void.is_empty());

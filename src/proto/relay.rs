@@ -2,7 +2,7 @@
 //!
 //! All of it is volatile: a relay may lose everything, the origins offer again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ const KEEP: Duration = Duration::from_secs(60);
 
 /// How long a unit is under way at least before it is sent again because its samples are.
 const AGAIN: Duration = Duration::from_secs(15);
+
+/// What share of a relay's memory may wait to go before it takes in no more; the rest is for what went.
+const BACKLOG: usize = 4;
 
 /// What a unit was folded from.
 #[derive(Clone, Debug)]
@@ -110,8 +113,15 @@ struct Kept {
     unit: Arc<Unit>,
     parts: Vec<Part>,
     since: Time,
-    /// When it was last to be sent.
-    queued: Time,
+    /// When it went, unless it waits to go.
+    sent: Option<Time>,
+    bytes: usize,
+}
+
+/// The units for one account that wait to go.
+#[derive(Clone, Debug, Default)]
+struct Backlog {
+    units: BTreeSet<u64>,
     bytes: usize,
 }
 
@@ -132,7 +142,7 @@ pub struct Relay {
     open: BTreeMap<Group, Window>,
     kept: BTreeMap<u64, Kept>,
     kept_bytes: usize,
-    unsent: VecDeque<u64>,
+    unsent: BTreeMap<AccountId, Backlog>,
     next: u64,
     /// Units that left before they were known to be committed, for lack of room.
     pub evicted: u64,
@@ -148,7 +158,7 @@ impl Relay {
             open: BTreeMap::new(),
             kept: BTreeMap::new(),
             kept_bytes: 0,
-            unsent: VecDeque::new(),
+            unsent: BTreeMap::new(),
             next: first,
             evicted: 0,
         }
@@ -211,12 +221,13 @@ impl Relay {
     /// What is here and comes once more may have been lost further up: the units that hold it go again, if they were sent
     /// long ago.
     fn send_again(&mut self, now: Time, account: AccountId, mut holds: impl FnMut(&Kept) -> bool) {
-        for (&number, kept) in self.kept.iter_mut().filter(|(_, kept)| kept.unit.account == account) {
-            if holds(kept) && now.since(kept.queued) >= AGAIN && !self.unsent.contains(&number) {
-                (kept.queued, kept.again) = (now, true);
-                self.unsent.push_back(number);
+        let mut again = Vec::new();
+        for (&number, kept) in self.kept.iter().filter(|(_, kept)| kept.unit.account == account) {
+            if holds(kept) && kept.sent.is_some_and(|sent| now.since(sent) >= AGAIN) {
+                again.push(number);
             }
         }
+        again.into_iter().for_each(|number| self.requeue(number));
     }
 
     fn open_for(&self, account: AccountId) -> impl Iterator<Item = &Window> {
@@ -244,28 +255,66 @@ impl Relay {
     fn close(&mut self, now: Time, group: Group) {
         let Some(window) = self.open.remove(&group).filter(|window| !window.unit.is_empty()) else { return };
         self.next += 1;
-        self.unsent.push_back(self.next);
         let bytes = window.bytes + window.unit.bytes();
         self.kept_bytes += bytes;
         let (Group { level, again, .. }, unit, parts) = (group, Arc::new(window.unit), window.parts);
-        self.kept.insert(self.next, Kept { level, again, unit, parts, since: now, queued: now, bytes });
+        self.kept.insert(self.next, Kept { level, again, unit, parts, since: now, sent: None, bytes });
+        self.queue(self.next);
         while self.kept.len() > Limits::RELAY_UNITS || self.kept_bytes > Limits::RELAY_BYTES {
-            self.forget_oldest();
+            self.make_room();
             self.evicted += 1;
         }
     }
 
-    fn forget_oldest(&mut self) {
-        if let Some((number, kept)) = self.kept.pop_first() {
-            self.kept_bytes -= kept.bytes;
-            self.unsent.retain(|unsent| *unsent != number);
+    fn queue(&mut self, number: u64) {
+        let Some(kept) = self.kept.get(&number) else { return };
+        let backlog = self.unsent.entry(kept.unit.account).or_default();
+        if backlog.units.insert(number) {
+            backlog.bytes += kept.bytes;
+        }
+    }
+
+    /// What went before goes once more.
+    fn requeue(&mut self, number: u64) {
+        if let Some(kept) = self.kept.get_mut(&number) {
+            (kept.sent, kept.again) = (None, true);
+            self.queue(number);
+        }
+    }
+
+    /// Takes a unit out of those that wait to go, if it is one.
+    fn unqueue(&mut self, account: AccountId, number: u64, bytes: usize) {
+        let Some(backlog) = self.unsent.get_mut(&account) else { return };
+        if backlog.units.remove(&number) {
+            backlog.bytes -= bytes;
+        }
+        if backlog.units.is_empty() {
+            self.unsent.remove(&account);
+        }
+    }
+
+    /// Of what went the oldest leaves. Of what waits to go the newest: without the oldest nothing that comes after it can
+    /// be settled, all of it would come again, and leave again.
+    fn make_room(&mut self) {
+        let went = self.kept.iter().find(|(_, kept)| kept.sent.is_some()).map(|(&number, _)| number);
+        if let Some(number) = went.or_else(|| self.kept.last_key_value().map(|(&number, _)| number)) {
+            self.forget(number);
         }
     }
 
     fn forget(&mut self, number: u64) -> Option<Kept> {
         let kept = self.kept.remove(&number)?;
         self.kept_bytes -= kept.bytes;
+        self.unqueue(kept.unit.account, number, kept.bytes);
         Some(kept)
+    }
+
+    /// Whether there is room for more that goes to an account. Who brings it waits if not.
+    pub fn has_room(&self, account: AccountId) -> bool {
+        let backlog = self.unsent.get(&account);
+        backlog.is_none_or(|waits| {
+            waits.bytes < Limits::RELAY_BYTES / BACKLOG && waits.units.len() < Limits::RELAY_UNITS / BACKLOG
+        })
     }
 
     /// Closes the windows whose time is up.
@@ -281,20 +330,20 @@ impl Relay {
     }
 
     /// The next unit to send to a parent whose root owns `account`, and whether it goes again.
-    pub fn next_unsent(&mut self, account: AccountId) -> Option<(u64, Arc<Unit>, bool)> {
-        let i = self.unsent.iter().position(|n| self.kept.get(n).is_some_and(|kept| kept.unit.account == account))?;
-        let number = self.unsent.remove(i)?;
-        let kept = &self.kept[&number];
-        Some((number, kept.unit.clone(), kept.again))
+    pub fn next_unsent(&mut self, now: Time, account: AccountId) -> Option<(u64, Arc<Unit>, bool)> {
+        let number = *self.unsent.get(&account)?.units.first()?;
+        let kept = self.kept.get_mut(&number)?;
+        kept.sent = Some(now);
+        let (unit, again, bytes) = (kept.unit.clone(), kept.again, kept.bytes);
+        self.unqueue(account, number, bytes);
+        Some((number, unit, again))
     }
 
     /// A new parent, or one that lost what it had: everything that is not known to be committed goes again.
     pub fn resend_all(&mut self) {
-        let first: BTreeSet<_> = self.unsent.drain(..).collect();
-        for (&number, kept) in &mut self.kept {
-            kept.again |= !first.contains(&number);
-            self.unsent.push_back(number);
-        }
+        let sent = self.kept.iter().filter(|(_, kept)| kept.sent.is_some());
+        let sent: Vec<_> = sent.map(|(&number, _)| number).collect();
+        sent.into_iter().for_each(|number| self.requeue(number));
     }
 
     /// Forgets what is committed, and what is too old to be asked for.
@@ -325,14 +374,15 @@ impl Relay {
         }
         for number in done {
             self.forget(number);
-            self.unsent.retain(|unsent| *unsent != number);
         }
     }
 
     pub fn sweep(&mut self, now: Time) -> usize {
         let before = self.kept.len();
-        while self.kept.first_key_value().is_some_and(|(_, kept)| now.since(kept.since) > KEEP) {
-            self.forget_oldest();
+        while let Some((&number, kept)) = self.kept.first_key_value()
+            && now.since(kept.since) > KEEP
+        {
+            self.forget(number);
         }
         before - self.kept.len()
     }
@@ -340,7 +390,6 @@ impl Relay {
     /// The parent has part of a unit already: what it lacks is folded anew, and what is mixed is asked of the child.
     pub fn split(&mut self, now: Time, number: u64, have: &Provenance) -> Vec<Ask> {
         let Some(kept) = self.forget(number) else { return Vec::new() };
-        self.unsent.retain(|unsent| *unsent != number);
         let group = Group { account: kept.unit.account, level: kept.level, again: true };
         let void = kept.unit.provenance.0.iter().map(|(source, spans)| (*source, spans.void.clone()));
         let void: BTreeMap<_, _> = void.collect();
@@ -404,7 +453,7 @@ mod tests {
     }
 
     fn origins(relay: &mut Relay, account: AccountId) -> Vec<Vec<NodeId>> {
-        let units = std::iter::from_fn(|| relay.next_unsent(account));
+        let units = std::iter::from_fn(|| relay.next_unsent(Time::ZERO, account));
         units.map(|(_, unit, _)| unit.provenance.0.keys().map(|source| source.origin).collect()).collect()
     }
 
@@ -431,7 +480,7 @@ mod tests {
         relay.fold_offer(Time::ZERO, Level::PLATFORM, &again(2));
         relay.close_due(Time::ZERO + WINDOW);
         let unsent = |relay: &mut Relay| {
-            let units = std::iter::from_fn(|| relay.next_unsent(ACCOUNT));
+            let units = std::iter::from_fn(|| relay.next_unsent(Time::ZERO, ACCOUNT));
             units.map(|(_, unit, again)| (unit.provenance.0.keys().next().unwrap().origin, again)).collect::<Vec<_>>()
         };
         assert_eq!(unsent(&mut relay), [(id(2), false), (id(3), true)]);
@@ -454,7 +503,7 @@ mod tests {
             relay.fold_unit(Time::ZERO, GROUP, id(child), 5, Arc::new(unit(child, 10)));
         }
         relay.close_due(Time::ZERO + WINDOW);
-        let (number, ..) = relay.next_unsent(ACCOUNT).unwrap();
+        let (number, ..) = relay.next_unsent(Time::ZERO, ACCOUNT).unwrap();
         let mut have = unit(2, 10).provenance;
         have.extend(&unit(3, 4).provenance);
         // All of the first child's is there, part of the second's, nothing of the third's.
@@ -469,7 +518,7 @@ mod tests {
         relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(2, ACCOUNT));
         relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(3, ACCOUNT));
         relay.close_due(Time::ZERO + WINDOW);
-        let (number, ..) = relay.next_unsent(ACCOUNT).unwrap();
+        let (number, ..) = relay.next_unsent(Time::ZERO, ACCOUNT).unwrap();
         relay.fold_offer(Time::ZERO + WINDOW, Level::SQUAD, &offer(4, ACCOUNT));
         let mut have = Unit::empty(ACCOUNT);
         have.add(offer(2, ACCOUNT).source(), &offer(2, ACCOUNT).samples[0]);
@@ -510,7 +559,7 @@ mod tests {
             unit.totals.samples = unit.provenance.samples();
             relay.fold_unit(Time::ZERO, GROUP, id(9), 5, Arc::new(unit));
             relay.close_due(Time::ZERO + WINDOW);
-            relay.next_unsent(ACCOUNT).map(|(_, unit, _)| unit.totals.samples)
+            relay.next_unsent(Time::ZERO, ACCOUNT).map(|(_, unit, _)| unit.totals.samples)
         };
         assert_eq!(fold(&mut relay, RangeSet::of(1, 3)), Some(3));
         assert_eq!(fold(&mut relay, RangeSet::of(1, 3)), None);

@@ -31,7 +31,8 @@ const FIFO_BYTES: f64 = 65_536.0;
 pub struct Quality {
     pub latency: Duration,
     pub jitter: Duration,
-    pub loss: f64,
+    loss: f64,
+    corrupt: f64,
     pub duplicate: f64,
     pub reorder: f64,
     pub bandwidth: Option<f64>,
@@ -40,7 +41,7 @@ pub struct Quality {
 impl Default for Quality {
     fn default() -> Self {
         let latency = Duration::from_millis(1);
-        Self { latency, jitter: Duration::ZERO, loss: 0.0, duplicate: 0.0, reorder: 0.0, bandwidth: None }
+        Self { latency, jitter: Duration::ZERO, loss: 0.0, corrupt: 0.0, duplicate: 0.0, reorder: 0.0, bandwidth: None }
     }
 }
 
@@ -51,11 +52,13 @@ impl Quality {
         self.duplicate = over.duplicate.unwrap_or(self.duplicate);
         self.reorder = over.reorder.unwrap_or(self.reorder);
         self.bandwidth = over.bandwidth.map(|b| b.0).or(self.bandwidth);
-        if over.loss.is_some() || over.corrupt.is_some() {
-            // QUIC discards what is corrupt: it is lost.
-            let kept = (1.0 - over.loss.unwrap_or(0.0)) * (1.0 - over.corrupt.unwrap_or(0.0));
-            self.loss = 1.0 - kept;
-        }
+        self.loss = over.loss.unwrap_or(self.loss);
+        self.corrupt = over.corrupt.unwrap_or(self.corrupt);
+    }
+
+    /// The share of datagrams that QUIC never sees: it discards what is corrupt.
+    pub fn lost(&self) -> f64 {
+        1.0 - (1.0 - self.loss) * (1.0 - self.corrupt)
     }
 
     /// One way, uniformly jittered.
@@ -155,7 +158,7 @@ impl Network {
             Obstacle::Link(..) => false,
         };
         let cut = self.obstacles.values().filter(|(_, obstacle)| blocks(obstacle)).map(|(begun, _)| *begun).min();
-        let loses_all = self.quality(from, to).loss >= 1.0;
+        let loses_all = self.quality(from, to).lost() >= 1.0;
         let lossy = || self.latest_link_fault(from, to).map_or(Time::ZERO, |(begun, _)| begun);
         earliest(cut, loses_all.then(lossy))
     }

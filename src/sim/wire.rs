@@ -42,7 +42,7 @@ impl World {
         // QUIC's handshake takes one round trip; what is lost of it is sent again.
         let mut answered = self.now + quality.delay(&mut self.rng) + quality.delay(&mut self.rng);
         let mut again = quality.retransmission().max(Duration::from_millis(200));
-        while self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) && answered < fails {
+        while self.rng.random_bool(quality.lost()) && answered < fails {
             answered = answered + again;
             again *= 2;
         }
@@ -89,7 +89,7 @@ impl World {
         let mut wait = quality.delay(&mut self.rng);
         let mut again = quality.retransmission();
         // What is lost for certain waits in the pipe until the link carries something again.
-        while quality.loss < 1.0 && self.rng.random_bool(quality.loss) {
+        while quality.lost() < 1.0 && self.rng.random_bool(quality.lost()) {
             self.recorder.wire("retransmission", bytes + DATAGRAM_OVERHEAD);
             wait += again;
             again = (again * 2).min(LONGEST_RETRANSMISSION);
@@ -193,7 +193,7 @@ impl World {
         let bytes = self.scratch.len() + 1;
         self.recorder.wire("heartbeat", bytes + DATAGRAM_OVERHEAD);
         let quality = self.network.quality(i, to);
-        if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
+        if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.lost()) {
             return;
         }
         let Some(queued) = self.network.queueing(self.now, (i, to), bytes, quality.bandwidth) else { return };
@@ -287,7 +287,7 @@ impl World {
         let cost = all.len() as f64 * (bytes + DATAGRAM_OVERHEAD) as f64 * GOSSIP_REDUNDANCY;
         for to in all.into_iter().collect::<BTreeSet<_>>() {
             let quality = self.network.quality(i, to);
-            if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.loss.clamp(0.0, 1.0)) {
+            if self.network.blocked(i, to).is_some() || self.rng.random_bool(quality.lost()) {
                 continue;
             }
             let hops = self.rng.random_range(1..=3);

@@ -5,9 +5,10 @@
 //! answer may take follows the measured round trip, as TCP's retransmission timer does (RFC 6298). Who lags itself gives
 //! others more time (Lifeguard; Dadgar and others, 2018).
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::proto::link::{Beat, Purpose};
+use crate::proto::link::{Beat, CloseReason, Purpose};
 use crate::time::Time;
 
 /// How far beyond a beat's interval silence may go at least before the first probe, as a fraction of the interval.
@@ -29,13 +30,17 @@ const FALSE_ALARM: f64 = 1e-8;
 /// The least and the greatest loss reckoned with.
 const LEAST_LOSS: f64 = 0.05;
 const MOST_LOSS: f64 = 0.5;
-/// The loss reckoned with on a link that is not known yet; it fades with every beat.
+/// The loss reckoned with on a link that is not known yet.
 const UNKNOWN_LOSS: f64 = 0.25;
 /// The lateness reckoned with on a link that is not known yet.
 const UNKNOWN_LATENESS: Duration = Duration::from_millis(50);
-/// How much of a measured loss, lateness or round trip the last one is.
-const GAIN: f64 = 1.0 / SMOOTH as f64;
+/// How many beats the loss that is told, a lateness or a round trip is smoothed over.
 const SMOOTH: u32 = 16;
+/// How many the loss reckoned with is: over fewer it comes out far too low too often, and probes are taken for more than
+/// they say.
+const RECKONED: u32 = 64;
+/// As how many beats the loss of a link that is not known yet counts.
+const UNKNOWN_BEATS: u32 = 8;
 /// How many round trips are measured at first.
 const FIRST_TRIPS: u32 = 8;
 /// The round trip of a link that is not known yet.
@@ -54,12 +59,19 @@ const WONDER: u32 = 4;
 const OWN_LAG: u32 = 4;
 /// However much is missing, a peer may be silent for so long: processes stall.
 const STALL: Duration = Duration::from_millis(300);
+/// How much less likely than a silence it must be that a peer hears this node, to give it up: it gives up first, if it can
+/// say so. And how unlikely it must have been before the peer fell silent, to blame the way to it.
+const DEAF: f64 = 1.5;
+const BLAMED: f64 = 0.5;
+/// Own beats that the peer is not known to have heard, as far as they are counted: more are lost by no chance.
+const UNHEARD: usize = 64;
 
 /// What the detector wants done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Watch {
     Send(Beat),
-    Lost,
+    /// The peer is silent for too long, and perhaps did not hear this node before.
+    Lost(CloseReason),
 }
 
 /// Probes under way.
@@ -88,16 +100,22 @@ pub struct Detector {
     arrived: u32,
     /// When the last beat came.
     beaten: Option<Time>,
-    /// The share of the peer's beats that did not arrive, smoothed.
+    /// The share of the peer's beats that did not arrive, smoothed: as it was lately, and what is reckoned with, from how
+    /// many beats.
     loss: f64,
-    /// What the loss may be as far as is known.
-    doubt: f64,
+    reckoned: f64,
+    judged: u32,
     /// How much further apart than their interval beats come, smoothed. Some go early, with those of other links.
     lateness: Duration,
     /// How far beyond a beat's interval silence may go before the first probe; it follows from both.
     patience: Duration,
     /// A probe that measures the round trip, until it is answered.
     probe: Option<(u32, Time)>,
+    /// When the own beats went that the peer is not known to have heard, when it last told what it has, and since when they
+    /// are too many.
+    unheard: VecDeque<Time>,
+    told_at: Time,
+    deaf_since: Option<Time>,
     /// The round trip and its deviation, smoothed, and how many were measured.
     trip: Option<(Duration, Duration)>,
     trips: u32,
@@ -117,10 +135,14 @@ impl Detector {
             arrived: 0,
             beaten: None,
             loss: 0.0,
-            doubt: UNKNOWN_LOSS,
+            reckoned: UNKNOWN_LOSS,
+            judged: UNKNOWN_BEATS,
             lateness: UNKNOWN_LATENESS,
             patience: Duration::ZERO,
             probe: None,
+            unheard: VecDeque::new(),
+            told_at: now,
+            deaf_since: None,
             trip: None,
             trips: 0,
         };
@@ -168,6 +190,7 @@ impl Detector {
         if let Some((_, sent)) = &mut self.probe {
             *sent = now.min(*sent + still);
         }
+        self.unheard.iter_mut().for_each(|sent| *sent = now.min(*sent + still));
     }
 
     pub fn was_heard_since(&self, then: Time) -> bool {
@@ -204,8 +227,42 @@ impl Detector {
         {
             self.measure_trip(now.since(sent));
         }
+        self.take_echo(now, beat);
         self.measure(now, beat);
-        (beat.purpose == Purpose::Probe).then(|| Beat { echo: beat.sequence, ..self.next(Purpose::Answer) })
+        (beat.purpose == Purpose::Probe).then(|| Beat { echo: beat.sequence, ..self.next(now, Purpose::Answer) })
+    }
+
+    fn take_echo(&mut self, now: Time, Beat { sequence, echo, purpose, .. }: Beat) {
+        if echo == 0 {
+            // It may not have watched the link when they went.
+            self.unheard.clear();
+        }
+        // An answer names the probe, whatever else was heard.
+        if purpose != Purpose::Answer && sequence > self.echo {
+            self.told_at = now;
+        }
+        let after = self.sequence.saturating_sub(echo) as usize;
+        if after < self.unheard.len() {
+            self.unheard.drain(..self.unheard.len() - after);
+            self.deaf_since = None;
+        }
+    }
+
+    /// How near it comes to what nobody believes that the peer, when it last told, had only by chance not heard what went to
+    /// it, 0 to 1 and beyond.
+    fn deafness(&self, lag: Duration) -> f64 {
+        let known_by = self.slowest_trip() + lag * OWN_LAG;
+        let missing = self.unheard.iter().take_while(|sent| self.told_at.since(**sent) > known_by).count();
+        self.unlikeliness(missing as f64, 0.0)
+    }
+
+    /// Whether the peer, which is heard, does not hear this node and will not. To be asked when a beat has come.
+    pub fn stays_unheard(&mut self, now: Time, lag: Duration) -> bool {
+        if self.deafness(lag) < DEAF {
+            return false;
+        }
+        // Who stood still has heard nothing either, until it has read what came meanwhile.
+        now >= *self.deaf_since.get_or_insert(now) + STALL
     }
 
     /// Beats are numbered: what is still missing when some later ones have come was lost. Who does not watch the link
@@ -243,9 +300,10 @@ impl Detector {
     /// Makes room for one more beat; the one that is overtaken now has arrived or is lost.
     fn judge(&mut self) {
         self.arrived <<= 1;
-        let lost = self.arrived & (1 << OVERTAKEN) == 0;
-        self.loss += (f64::from(u8::from(lost)) - self.loss) * GAIN;
-        self.doubt -= self.doubt * GAIN;
+        let lost = f64::from(u8::from(self.arrived & (1 << OVERTAKEN) == 0));
+        self.loss += (lost - self.loss) / f64::from(SMOOTH);
+        self.reckoned += (lost - self.reckoned) / f64::from(self.judged);
+        self.judged = (self.judged + 1).min(RECKONED);
     }
 
     /// The first few are averaged: the first alone says nothing of how they deviate.
@@ -268,7 +326,8 @@ impl Detector {
     pub fn tick(&mut self, now: Time, lag: Duration) -> Option<Watch> {
         if now >= self.probe_at(lag) {
             if self.series.is_some_and(|series| self.suspicion(now, &series, lag) >= 1.0) {
-                return Some(Watch::Lost);
+                let was_deaf = self.deafness(lag) >= BLAMED;
+                return Some(Watch::Lost(if was_deaf { CloseReason::Unheard } else { CloseReason::Lost }));
             }
             let series = self.series.unwrap_or(Series { began: now, sent: 0, last: now, again: false });
             self.series = Some(Series { sent: series.sent + 1, last: now, ..series });
@@ -281,7 +340,7 @@ impl Detector {
             return Some(Watch::Send(if self.trips < FIRST_TRIPS {
                 self.probe(now)
             } else {
-                self.next(Purpose::Routine)
+                self.next(now, Purpose::Routine)
             }));
         }
         None
@@ -289,7 +348,7 @@ impl Detector {
 
     /// One probe beside the series, to see whether anybody answers.
     pub fn probe(&mut self, now: Time) -> Beat {
-        let beat = self.next(Purpose::Probe);
+        let beat = self.next(now, Purpose::Probe);
         let under_way = self.probe.filter(|(_, sent)| now.since(*sent) < SLOWEST);
         self.probe = under_way.or(Some((beat.sequence, now)));
         beat
@@ -316,10 +375,16 @@ impl Detector {
             0 => 0,
             time => (time / self.spacing().as_micros() + 1).min(series.sent.into()),
         };
-        let lost = self.loss.max(self.doubt).clamp(LEAST_LOSS, MOST_LOSS);
-        let unanswered = 1.0 - (1.0 - lost) * (1.0 - lost);
+        self.unlikeliness(missing as f64, overdue as f64)
+    }
+
+    /// How near it comes to what nobody believes, 0 to 1 and beyond, that so many beats got lost one way and so many there
+    /// and back.
+    fn unlikeliness(&self, missing: f64, unanswered: f64) -> f64 {
+        let lost = self.reckoned.clamp(LEAST_LOSS, MOST_LOSS);
+        let either = 1.0 - (1.0 - lost) * (1.0 - lost);
         let borne = FALSE_ALARM * self.interval.as_secs_f64().min(1.0);
-        (missing as f64 * lost.ln() + overdue as f64 * unanswered.ln()) / borne.ln()
+        (missing * lost.ln() + unanswered * either.ln()) / borne.ln()
     }
 
     fn spacing(&self) -> Duration {
@@ -332,8 +397,12 @@ impl Detector {
         mean + deviation * DEVIATIONS
     }
 
-    fn next(&mut self, purpose: Purpose) -> Beat {
+    fn next(&mut self, now: Time, purpose: Purpose) -> Beat {
         self.sequence = self.sequence.wrapping_add(1);
+        if self.unheard.len() == UNHEARD {
+            self.unheard.pop_front();
+        }
+        self.unheard.push_back(now);
         Beat { sequence: self.sequence, echo: self.echo, purpose, pace: self.wanted.as_millis() as u32 }
     }
 }
@@ -356,7 +425,7 @@ mod tests {
         loop {
             let now = detector.deadline(Duration::ZERO);
             match detector.tick(now, Duration::ZERO) {
-                Some(Watch::Lost) => return (now, sent),
+                Some(Watch::Lost(_)) => return (now, sent),
                 Some(Watch::Send(_)) => sent += 1,
                 None => panic!("a deadline without work"),
             }
@@ -395,51 +464,74 @@ mod tests {
         assert!(lost > Time::ZERO + millis(2000), "{lost:?}");
     }
 
-    /// Two that watch each other over a link with this delay, its spread and its loss, for so many seconds; then one falls
-    /// silent. Returns how long the other took to notice.
-    fn watch_each_other(pace: Duration, delay: Duration, spread: Duration, loss: f64, seconds: u64) -> Duration {
+    /// Two that watch each other over a link with this delay, its spread and its loss, for so many seconds; from then on
+    /// nothing arrives at the first. Returns how long each took to notice, and whom it blames. Who gives up falls silent.
+    fn watch_each_other(
+        pace: Duration,
+        delay: Duration,
+        spread: Duration,
+        loss: f64,
+        seconds: u64,
+    ) -> [(Duration, CloseReason); 2] {
         let mut rng = Pcg32::seed_from_u64(7);
         let mut sides = [Detector::new(Time::ZERO, SECOND), Detector::new(Time::ZERO, SECOND)];
+        let mut verdicts = [None; 2];
         let end = Time::ZERO + SECOND * seconds as u32;
         let mut under_way: Vec<(Time, usize, Beat)> = Vec::new();
         // One side alone wants them at this pace.
         sides[0].keep_pace(Time::ZERO, pace);
-        loop {
-            let (next, side) = (0..2).map(|i| (sides[i].deadline(Duration::ZERO), i)).min().unwrap();
+        while let Some((next, side)) =
+            (0..2).filter(|&i| verdicts[i].is_none()).map(|i| (sides[i].deadline(Duration::ZERO), i)).min()
+        {
             let arrival = under_way.iter().enumerate().min_by_key(|(_, (at, ..))| *at).map(|(i, (at, ..))| (*at, i));
-            let (now, to, beat) = match arrival.filter(|(at, _)| *at <= next) {
+            let (now, from, beat, verdict) = match arrival.filter(|(at, _)| *at <= next) {
                 Some((_, i)) => {
-                    let (at, to, beat) = under_way.swap_remove(i);
-                    (at, 1 - to, sides[to].beat(at, beat))
+                    let (now, to, beat) = under_way.swap_remove(i);
+                    let answer = sides[to].beat(now, beat);
+                    (now, to, answer, sides[to].stays_unheard(now, Duration::ZERO).then_some(CloseReason::Unheard))
                 }
                 None => match sides[side].tick(next, Duration::ZERO) {
-                    Some(Watch::Lost) => {
-                        assert!(next > end && side == 0, "side {side} gave up after {next:?}");
-                        return next.since(end);
-                    }
-                    Some(Watch::Send(beat)) => (next, 1 - side, Some(beat)),
-                    None => (next, 1 - side, None),
+                    Some(Watch::Lost(reason)) => (next, side, None, Some(reason)),
+                    Some(Watch::Send(beat)) => (next, side, Some(beat), None),
+                    None => (next, side, None, None),
                 },
             };
-            let dead = now > end && to == 0;
-            if now > end {
-                sides[1].heard(now);
+            if let Some(reason) = verdict {
+                assert!(now > end, "side {from} gave up after {now:?}: {}", reason.label());
+                verdicts[from].get_or_insert((now.since(end), reason));
             }
-            if let Some(beat) = beat.filter(|_| !dead && !rng.random_bool(loss)) {
-                under_way.push((now + delay - spread + (spread * 2).mul_f64(rng.random_range(0.0..1.0)), to, beat));
+            let arrives = now <= end || from == 0;
+            if let Some(beat) = beat.filter(|_| arrives && verdicts[from].is_none() && !rng.random_bool(loss)) {
+                under_way.push((
+                    now + delay - spread + (spread * 2).mul_f64(rng.random_range(0.0..1.0)),
+                    1 - from,
+                    beat,
+                ));
             }
         }
+        verdicts.map(Option::unwrap)
     }
 
     #[test]
-    fn nobody_is_accused_by_chance_and_who_dies_soon_is() {
+    fn nobody_is_accused_by_chance_and_who_dies_or_does_not_hear_soon_is() {
         let millis = Duration::from_millis;
         let lan = |pace| watch_each_other(pace, millis(1), Duration::ZERO, 0.0, 3600);
-        assert!((millis(200)..millis(400)).contains(&lan(millis(100))), "{:?}", lan(millis(100)));
-        assert!(lan(SECOND) < millis(1500), "{:?}", lan(SECOND));
         let hard = |pace| watch_each_other(pace, millis(200), millis(100), 0.25, 36_000);
-        assert!(hard(millis(100)) < millis(2500), "{:?}", hard(millis(100)));
-        assert!(hard(SECOND) < millis(4000), "{:?}", hard(SECOND));
+        let busy = millis(100);
+        for (verdicts, soonest, latest) in [
+            (lan(busy), millis(200), millis(400)),
+            (lan(SECOND), millis(200), millis(1500)),
+            (hard(busy), millis(200), millis(2500)),
+            (hard(SECOND), millis(200), millis(4000)),
+        ] {
+            let [(silent, lost), (deaf, unheard)] = verdicts;
+            // Over the worst link it knows only if it is told.
+            let knows = latest < millis(2000);
+            assert!(lost == CloseReason::Lost && (unheard == CloseReason::Unheard || !knows), "{verdicts:?}");
+            assert!((soonest..latest).contains(&silent), "{silent:?}");
+            // Were it told nothing, it would know all the same.
+            assert!(deaf < 2 * latest, "{deaf:?}");
+        }
     }
 
     #[test]
@@ -482,7 +574,7 @@ mod tests {
                         None
                     );
                 }
-                Some(Watch::Lost) => panic!("lost though it answers"),
+                Some(Watch::Lost(_)) => panic!("lost though it answers"),
                 _ => {}
             }
         }

@@ -184,8 +184,6 @@ pub struct Machine {
     pub(super) rng: Pcg32,
 }
 
-/// A peer that closes a link because it hears nothing was heard itself: the link is dead in one direction.
-const UNHEARD: &str = "the peer does not hear this node";
 /// How often a node without a place looks whether somebody it was told of can be introduced to.
 const INTRODUCE: Duration = Duration::from_millis(250);
 
@@ -283,10 +281,7 @@ impl Machine {
             Input::Dialled { peer, conn } => self.dialled(now, peer, conn, effects),
             Input::DialFailed { peer, error } => self.dial_failed(now, peer, error, effects),
             Input::Accepted { peer, conn } => self.accepted(now, peer, conn, effects),
-            Input::Closed { conn, reason } if reason == CloseReason::Lost.label() => {
-                self.closed(now, conn, UNHEARD, effects);
-            }
-            Input::Closed { conn, reason } => self.closed(now, conn, &reason, effects),
+            Input::Closed { conn, reason } => self.closed(now, conn, seen_from_here(&reason), effects),
             Input::Frame { conn, frame } => self.frame(now, conn, frame, effects),
             Input::Beat { conn, beat } => self.beat(now, conn, beat, effects),
             Input::Heard(conn) => self.carried(now, conn),
@@ -447,7 +442,7 @@ impl Machine {
         }
     }
 
-    fn drop_conn(&mut self, now: Time, conn: ConnId, reason: CloseReason, effects: &mut Vec<Effect>) {
+    pub(super) fn drop_conn(&mut self, now: Time, conn: ConnId, reason: CloseReason, effects: &mut Vec<Effect>) {
         effects.push(Effect::Close { conn, reason });
         self.closed(now, conn, reason.label(), effects);
     }
@@ -492,5 +487,14 @@ impl Machine {
         for peer in idle {
             self.end(now, peer, CloseReason::Idle, effects);
         }
+    }
+}
+
+/// A peer that closes a link because it hears nothing was heard itself: the link is dead in one direction.
+fn seen_from_here(reason: &str) -> &str {
+    let ways = [CloseReason::Lost.label(), CloseReason::Unheard.label()];
+    match ways.iter().position(|way| *way == reason) {
+        Some(way) => ways[1 - way],
+        None => reason,
     }
 }

@@ -85,10 +85,12 @@ pub enum CloseReason {
     Fault,
     /// The links begin anew after a crash.
     Restarted,
+    /// The peer did not hear this node, which heard it.
+    Unheard,
 }
 
 impl CloseReason {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Superseded,
         Self::Duplicate,
         Self::Foreign,
@@ -100,6 +102,7 @@ impl CloseReason {
         Self::Crowded,
         Self::Fault,
         Self::Restarted,
+        Self::Unheard,
     ];
 
     /// The number that travels in a QUIC application close.
@@ -124,6 +127,7 @@ impl CloseReason {
             Self::Crowded => "crowded",
             Self::Fault => "fault",
             Self::Restarted => "restarted",
+            Self::Unheard => "the peer does not hear this node",
         }
     }
 }

@@ -54,6 +54,7 @@ impl Machine {
     }
 
     pub(super) fn beat(&mut self, now: Time, conn: ConnId, beat: Beat, effects: &mut Vec<Effect>) {
+        let lag = self.lag;
         let Some(link) = self.link_over(conn) else { return };
         // Who beats needs the link, even if nobody here does.
         link.idle_since = link.idle_since.map(|_| now);
@@ -67,6 +68,9 @@ impl Machine {
                 ..beat
             }),
         };
+        if link.detector.as_mut().is_some_and(|detector| detector.stays_unheard(now, lag)) {
+            return self.drop_conn(now, conn, CloseReason::Unheard, effects);
+        }
         let quality = link.detector.as_ref().and_then(Detector::quality);
         if let Some(news) = quality.filter(|now| link.told.is_none_or(|told| (told - now).abs() >= NEWS)) {
             link.told = Some(news);
@@ -126,18 +130,18 @@ impl Machine {
                     effects.push(Effect::SendBeat { conn: link.conn, beat });
                     wondering.extend(detector.is_wondering().then_some(peer));
                 }
-                Some(Watch::Lost) => silent.push(peer),
+                Some(Watch::Lost(reason)) => silent.push((peer, reason)),
                 None => {}
             }
         }
         for peer in wondering {
             self.ask_another(now, peer, effects);
         }
-        for peer in silent {
+        for (peer, reason) in silent {
             let lonely = self.is_lonely(&peer);
             let detector = self.links.get_mut(&peer).and_then(|link| link.detector.as_mut());
             if !(lonely && detector.is_some_and(|detector| detector.probe_again(now))) {
-                self.end(now, peer, CloseReason::Lost, effects);
+                self.end(now, peer, reason, effects);
             }
         }
     }

@@ -231,10 +231,12 @@ impl Machine {
         let sample = Arc::new(Sample { sequence, priority: telemetry.priority, metrics: telemetry.metrics });
         let (most, mut bytes) = (self.settings.outbox_bytes, outbox.bytes() + sample.bytes());
         let mut records = Vec::new();
-        if bytes > most && self.settings.when_full == WhenFull::DropOldestLowestPriority {
-            let given_up = outbox.least_wanted(bytes - most);
+        if bytes > most
+            && self.settings.when_full == WhenFull::DropOldestLowestPriority
+            && let Some(given_up) = outbox.least_wanted(bytes - most, sample.priority)
+        {
             records.extend(given_up.into_iter().map(Record::Evict));
-            bytes = if sample.bytes() <= most { most } else { bytes };
+            bytes = most;
         }
         if bytes > most {
             return self.reject(request, PublishError::Full { bytes: self.durable.outbox.bytes(), most }, effects);
@@ -273,12 +275,20 @@ impl Machine {
         self.offer_strays(now, account, effects);
         if let Some(way) = self.address_up() {
             while self.telemetry.flow.room() > 0 {
-                let Some((number, unit, again)) = self.telemetry.relay.next_unsent(account) else { break };
+                let Some((number, unit, again)) = self.telemetry.relay.next_unsent(now, account) else { break };
                 let wire = WireUnit { again, ..self.telemetry.encoder.encode(number, &unit) };
                 self.telemetry.counts.forwarded += unit.totals.samples;
                 self.send_up(now, way, Payload::Unit(wire), effects);
             }
         }
+        if self.telemetry.receipts_at.is_none() && !self.telemetry.receipts.is_empty() {
+            self.send_receipts(effects);
+        }
+    }
+
+    /// Whether this node has room for more samples for an account. Children wait for their receipts until it has.
+    fn takes_in(&self, account: AccountId) -> bool {
+        self.commits(account) || self.telemetry.relay.has_room(account)
     }
 
     /// The tree's link up: the parent, and both tenures.
@@ -302,7 +312,8 @@ impl Machine {
             let (cursor, me) = (self.telemetry.cursor, self.settings.me);
             let raw = !self.commits(account) && !self.folds();
             let room = if raw { self.telemetry.flow.room() } else { Limits::OFFER_BYTES };
-            if room == 0 || (raw && self.address_up().is_none()) {
+            let waits = if raw { self.address_up().is_none() } else { !self.takes_in(account) };
+            if room == 0 || waits {
                 return;
             }
             let offer = self.durable.outbox.offer(me, account, cursor, room);
@@ -537,6 +548,9 @@ impl Machine {
 
     fn send_receipts(&mut self, effects: &mut Vec<Effect>) {
         self.telemetry.receipts_at = None;
+        if self.view.account.is_some_and(|account| !self.takes_in(account)) {
+            return;
+        }
         let receipts = std::mem::take(&mut self.telemetry.receipts).into_iter();
         effects.extend(receipts.map(|(peer, number)| Effect::Send { peer, frame: RouterFrame::Receipt { number } }));
     }

@@ -59,6 +59,9 @@ pub struct Summary {
     pub runs: u64,
     pub violations: u64,
     pub failovers: u64,
+    pub false_failovers: u64,
+    /// Thousand nodes for a day, over all runs.
+    pub mesh_days: f64,
     /// Samples, over all runs.
     pub acknowledged: u64,
     pub counted_at_root: u64,
@@ -73,6 +76,8 @@ impl Summary {
         self.runs += 1;
         self.violations += report.invariants.violations_total;
         self.failovers += report.failovers.len() as u64;
+        self.false_failovers += report.false_failovers as u64;
+        self.mesh_days += report.mesh_days;
         self.acknowledged += report.telemetry.acknowledged;
         self.counted_at_root += report.telemetry.counted_at_root;
         self.lost += report.telemetry.lost;

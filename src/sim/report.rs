@@ -204,10 +204,8 @@ impl World {
     pub(super) fn finish(mut self, wall: Duration, seed: u64) -> Report {
         self.check_settled();
         self.note_late_outcomes();
-        let pending: u64 =
-            self.nodes.iter().filter(|node| node.is_up()).map(|node| self.uncounted(node, |_| true)).sum();
-        let stranded: u64 =
-            self.nodes.iter().filter(|node| !node.is_up()).map(|node| self.uncounted(node, |_| true)).sum();
+        let pending: u64 = self.nodes.iter().filter(|node| node.is_up()).map(|node| self.uncounted(node)).sum();
+        let stranded: u64 = self.nodes.iter().filter(|node| !node.is_up()).map(|node| self.uncounted(node)).sum();
         let settled = self.pending_in_reach() == 0;
         let (topology, roots) = (self.topology(), self.roots());
         let (truth, invariants, mut recorder) = (self.truth, self.invariants, self.recorder);

@@ -1,9 +1,11 @@
-//! What must hold when a run has settled: nothing waits that could be counted, and there is one root per connected part.
+//! What must hold when a run has settled: nothing waits that could be counted or marked, there is one root per connected
+//! part, and each node knows who is below it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::config::Strategy;
+use crate::id::NodeId;
 use crate::proto::account::AccountId;
 use crate::proto::aggregate::Source;
 use crate::sim::invariants::link_up;
@@ -27,6 +29,7 @@ impl World {
         let had_its_time = self.now >= Time::ZERO + self.scenario.duration.0 + TREE_SETTLES;
         self.away == 0
             && self.pending_in_reach() == 0
+            && self.kept_in_reach() == 0
             && (had_its_time || self.tree_checks().iter().all(|check| check.held))
     }
 
@@ -34,38 +37,65 @@ impl World {
     ///
     /// Reach is judged in truth: when the scenario is over nothing is cut any more.
     pub(super) fn pending_in_reach(&self) -> u64 {
-        let live = || self.nodes.iter().filter(|node| node.is_up());
-        let sinks: BTreeSet<_> =
-            live().filter_map(|node| node.disk.account.as_ref().map(|account| account.id)).collect();
-        let owed = |account: Option<AccountId>| account.map_or(!sinks.is_empty(), |id| sinks.contains(&id));
-        live().map(|node| self.uncounted(node, owed)).sum()
+        let owed = self.owed();
+        let pending = |node: &SimNode| {
+            let outbox = &node.disk.outbox;
+            let source = Source { origin: node.id, journal: outbox.journal };
+            let open = |s: &u64| self.is_uncounted(source, *s) && owed(outbox.account_of(*s));
+            outbox.sequences().filter(open).count() as u64
+        };
+        self.nodes.iter().filter(|node| node.is_up()).map(pending).sum()
     }
 
-    /// Samples on a node's disk that no root has counted, bound as `which` says.
-    pub(super) fn uncounted(&self, node: &SimNode, which: impl Fn(Option<AccountId>) -> bool) -> u64 {
-        let outbox = &node.disk.outbox;
-        let source = Source { origin: node.id, journal: outbox.journal };
-        let open = |sequence: &u64| {
-            self.truth.is_acknowledged(source, *sequence)
-                && !self.truth.is_counted(source, *sequence)
-                && which(outbox.account_of(*sequence))
-        };
-        outbox.sequences().filter(open).count() as u64
+    /// Samples that live nodes keep although a live sink is to count and to mark them.
+    fn kept_in_reach(&self) -> usize {
+        let owed = self.owed();
+        let outboxes = self.nodes.iter().filter_map(|node| Some(&node.node.as_ref()?.router.durable().outbox));
+        outboxes.map(|outbox| outbox.sequences().filter(|s| owed(outbox.account_of(*s))).count()).sum()
+    }
+
+    /// Whether a live sink counts what is bound so.
+    fn owed(&self) -> impl Fn(Option<AccountId>) -> bool {
+        let live = self.nodes.iter().filter(|node| node.is_up());
+        let sinks: BTreeSet<_> = live.filter_map(|node| Some(node.disk.account.as_ref()?.id)).collect();
+        move |account| account.map_or(!sinks.is_empty(), |id| sinks.contains(&id))
+    }
+
+    fn is_uncounted(&self, source: Source, sequence: u64) -> bool {
+        self.truth.is_acknowledged(source, sequence) && !self.truth.is_counted(source, sequence)
+    }
+
+    /// Samples on a node's disk that no root has counted.
+    pub(super) fn uncounted(&self, node: &SimNode) -> u64 {
+        let source = Source { origin: node.id, journal: node.disk.outbox.journal };
+        node.disk.outbox.sequences().filter(|&sequence| self.is_uncounted(source, sequence)).count() as u64
     }
 
     pub(super) fn check_settled(&mut self) {
+        let kept = self.kept_in_reach();
+        self.invariants.check(self.now, "settled_outboxes", kept == 0, || {
+            format!("{kept} samples are kept although a sink in reach counts and marks them")
+        });
         for TreeCheck { name, held, detail } in self.tree_checks() {
             self.invariants.check(self.now, name, held, || detail);
         }
     }
 
-    /// What must hold once everything has settled: whoever could have a parent has one, and all below a root name it.
+    /// What must hold once everything has settled: whoever could have a parent has one, all below a root name it, and each
+    /// knows who is below it.
     fn tree_checks(&self) -> Vec<TreeCheck> {
         let (mut checks, nodes) = (Vec::new(), &self.nodes);
         let mut check = |name, held, detail: &dyn Fn() -> String| {
             let detail = if held { String::new() } else { detail() };
             checks.push(TreeCheck { name, held, detail });
         };
+        // A path is no longer than there are nodes, unless it is a cycle, which is reported as one.
+        let way_up =
+            |i: usize| std::iter::successors(link_up(nodes, i), |&above| link_up(nodes, above)).take(nodes.len());
+        let mut below = vec![BTreeSet::new(); nodes.len()];
+        for i in 0..nodes.len() {
+            way_up(i).for_each(|above| below[above].extend([nodes[i].id]));
+        }
         for (i, node) in nodes.iter().enumerate() {
             let Some(view) = node.view() else { continue };
             let has_room = |other: usize| {
@@ -80,13 +110,16 @@ impl World {
             check("settled_attached", attached || !eligible, &|| {
                 format!("{} has no parent, though somebody has a free slot", node.name)
             });
-            let mut top = i;
-            // A path is no longer than there are nodes, unless it is a cycle, which is reported as one.
-            for _ in nodes {
-                top = link_up(nodes, top).unwrap_or(top);
-            }
+            let top = way_up(i).last().unwrap_or(i);
             check("settled_root", view.root() == nodes[top].id, &|| {
                 format!("{} names another root than {}", node.name, nodes[top].name)
+            });
+            check("settled_subtree", view.descendants.keys().eq(&below[i]), &|| {
+                let known: BTreeSet<_> = view.descendants.keys().copied().collect();
+                let named = |id: &NodeId| node.index_of(*id).map_or("?", |other| nodes[other].name.as_str());
+                let missing: Vec<_> = below[i].difference(&known).map(named).collect();
+                let more: Vec<_> = known.difference(&below[i]).map(named).collect();
+                format!("{} does not know that {missing:?} are below it, and takes {more:?} to be", node.name)
             });
             let rival = || (i + 1..nodes.len()).find(|&other| self.are_rivals(i, other));
             let rival = if attached { None } else { rival() };

@@ -134,7 +134,8 @@ impl Fleet {
         loop {
             let telemetry = self.status(0)["telemetry"].clone();
             let counted = |i: usize| telemetry["counted_by_origin"][&self.node(i).id].as_u64().unwrap_or(0);
-            let all: Vec<_> = self.acknowledged().into_iter().enumerate().map(|(i, known)| (known, counted(i))).collect();
+            let all: Vec<_> =
+                self.acknowledged().into_iter().enumerate().map(|(i, known)| (known, counted(i))).collect();
             assert!(all.iter().all(|(acknowledged, counted)| counted <= acknowledged), "counted twice: {all:?}");
             let acknowledged = all.iter().map(|(acknowledged, _)| acknowledged).sum::<u64>();
             let is_enough = all.iter().zip(least).all(|((acknowledged, _), least)| acknowledged >= least);

@@ -34,6 +34,18 @@ fn a_hundred_nodes_form_the_tree_they_should() {
 }
 
 #[test]
+fn over_long_links_many_ask_two_parents_and_all_are_known_to_those_above() {
+    for latency in ["50ms", "200ms"] {
+        let mesh =
+            "name = 'far'\nseed = 1\nduration = '60s'\n[mesh]\ncompany = 1\nplatoon = 2\nsquad = 8\nplatform = 89\n";
+        let plan = "[telemetry]\ninterval = '1s'\n[[command]]\nat = '40s'\nfrom = 'company:0'\ntarget = 'everyone'\n";
+        let report = from_text(&format!("{mesh}[links]\nlatency = '{latency}'\n{plan}")).unwrap().run();
+        assert!(report.passed(), "{latency}: {:?}", report.invariants);
+        assert_eq!(report.commands[0].acknowledged, 100, "{latency}");
+    }
+}
+
+#[test]
 fn parents_die_and_nothing_acknowledged_is_lost() {
     for seed in seeds() {
         let report = held("failover.toml", seed);

@@ -1,7 +1,6 @@
 //! The way down: accepting children, keeping slots for others, and knowing who is below.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::NodeId;
@@ -9,6 +8,7 @@ use crate::level::Level;
 use crate::limits::Limits;
 use crate::proto::event::Event;
 use crate::proto::topology::machine::{Effect, Machine};
+use crate::proto::topology::subtree::Subtree;
 use crate::proto::topology::uplink::Uplink;
 use crate::proto::topology::{Applicant, Change, ChildView, Descendant, Frame, Parting, Path, Refusal, Report, Tenure};
 use crate::time::Time;
@@ -30,7 +30,7 @@ pub(super) struct Downlink {
     pub children: BTreeMap<NodeId, ChildView>,
     /// Whose backup this node is, with the serial of the request.
     pub reserved: BTreeMap<NodeId, u64>,
-    pub descendants: Arc<BTreeMap<NodeId, (NodeId, Descendant)>>,
+    pub subtree: Subtree,
     /// Whom a child has named so far in a report that replaces what it said before.
     told: BTreeMap<NodeId, BTreeSet<NodeId>>,
     /// What is not yet reported to the parent, what that is to what was said before, and when it is due.
@@ -49,7 +49,7 @@ impl Default for Downlink {
         Self {
             children: BTreeMap::new(),
             reserved: BTreeMap::new(),
-            descendants: Arc::default(),
+            subtree: Subtree::default(),
             told: BTreeMap::new(),
             unreported: BTreeMap::new(),
             report: Report::Changes,
@@ -68,31 +68,21 @@ impl Downlink {
     }
 
     fn add(&mut self, now: Time, via: NodeId, descendant: Descendant) {
-        let known = self.descendants.get(&descendant.id);
-        if known.is_some_and(|(_, known)| known.version > descendant.version) {
-            return;
+        let id = descendant.id;
+        if self.subtree.claim(via, descendant) {
+            self.changed(now, id);
         }
-        if known.is_some_and(|(by, known)| *by == via && *known == descendant) {
-            return;
-        }
-        if known.is_none() && self.descendants.len() >= Limits::DESCENDANTS {
-            return;
-        }
-        self.unreported.insert(descendant.id, Some(descendant.clone()));
-        self.report_at.get_or_insert(now + GATHER);
-        Arc::make_mut(&mut self.descendants).insert(descendant.id, (via, descendant));
     }
 
     fn remove(&mut self, now: Time, via: NodeId, id: NodeId) {
-        if self.descendants.get(&id).is_some_and(|(by, _)| *by == via) {
-            Arc::make_mut(&mut self.descendants).remove(&id);
-            self.unreported.insert(id, None);
-            self.report_at.get_or_insert(now + GATHER);
+        if self.subtree.withdraw(via, id) {
+            self.changed(now, id);
         }
     }
 
-    fn below(&self, child: NodeId) -> Vec<NodeId> {
-        self.descendants.iter().filter(|(_, (via, _))| *via == child).map(|(&id, _)| id).collect()
+    fn changed(&mut self, now: Time, id: NodeId) {
+        self.unreported.insert(id, self.subtree.get(&id).cloned());
+        self.report_at.get_or_insert(now + GATHER);
     }
 }
 
@@ -249,7 +239,7 @@ impl Machine {
             return;
         }
         self.downlink.told.remove(&peer);
-        for id in self.downlink.below(peer) {
+        for id in self.downlink.subtree.claimed_by(peer) {
             self.downlink.remove(now, peer, id);
         }
         effects.push(Effect::Event(Event::PeerRemoved { child: peer, reason: reason.to_owned() }));
@@ -306,7 +296,8 @@ impl Machine {
         }
         effects.push(Effect::Send(peer, Frame::Told));
         if last && let Some(told) = self.downlink.told.remove(&peer) {
-            let gone = self.downlink.below(peer).into_iter().filter(|id| *id != peer && !told.contains(id));
+            let claimed = self.downlink.subtree.claimed_by(peer).into_iter();
+            let gone = claimed.filter(|id| *id != peer && !told.contains(id));
             gone.for_each(|id| self.downlink.remove(now, peer, id));
         }
         self.touch();
@@ -317,7 +308,8 @@ impl Machine {
         if self.uplink.parent.as_ref().is_none_or(|known| known.id != parent) {
             return;
         }
-        let all = self.downlink.descendants.values().map(|(_, descendant)| (descendant.id, Some(descendant.clone())));
+        let all =
+            self.downlink.subtree.known().values().map(|(_, descendant)| (descendant.id, Some(descendant.clone())));
         self.downlink.unreported = all.collect();
         (self.downlink.report, self.downlink.report_at) = (Report::Anew, Some(now));
         (self.downlink.telling, self.downlink.part) = (None, PART);
@@ -363,7 +355,7 @@ impl Machine {
         effects.extend(self.downlink.reserved.keys().map(dismiss(true)));
         self.downlink.children.clear();
         self.downlink.reserved.clear();
-        self.downlink.descendants = Arc::default();
+        self.downlink.subtree = Subtree::default();
         self.touch();
     }
 }

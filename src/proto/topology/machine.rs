@@ -459,7 +459,7 @@ impl Machine {
             children: self.downlink.children.clone(),
             reserved: self.downlink.reserved.keys().copied().collect(),
             laterals: self.laterals.accepted().collect(),
-            descendants: self.downlink.descendants.clone(),
+            descendants: self.downlink.subtree.known().clone(),
             free_slots: self.free_slots(),
             slots: self.settings.max_children,
             wanted,

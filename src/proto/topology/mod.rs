@@ -13,6 +13,7 @@ mod hierarchy;
 mod laterals;
 mod machine;
 mod relief;
+mod subtree;
 mod uplink;
 mod view;
 

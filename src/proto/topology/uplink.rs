@@ -173,7 +173,7 @@ impl Machine {
                 beacon: &n.beacon,
                 // A parent's link says more of its life than its beacons.
                 fresh: n.is_fresh(now) || is_parent,
-                descendant: self.downlink.descendants.contains_key(id),
+                descendant: self.downlink.subtree.known().contains_key(id),
                 holds_slot: is_parent || self.uplink.accepted_backup() == Some(*id),
                 link_quality: self.qualities.get(id).copied(),
             }

@@ -93,8 +93,8 @@ impl World {
         let way_up =
             |i: usize| std::iter::successors(link_up(nodes, i), |&above| link_up(nodes, above)).take(nodes.len());
         let mut below = vec![BTreeSet::new(); nodes.len()];
-        for i in 0..nodes.len() {
-            way_up(i).for_each(|above| below[above].extend([nodes[i].id]));
+        for (i, node) in nodes.iter().enumerate() {
+            way_up(i).for_each(|above| below[above].extend([node.id]));
         }
         for (i, node) in nodes.iter().enumerate() {
             let Some(view) = node.view() else { continue };

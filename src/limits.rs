@@ -59,7 +59,7 @@ impl Limits {
     pub const GOSSIP_BEGINS_WITH: usize = 5;
     /// How long a dial may take; QUIC's own handshake time-out is 3 s.
     pub const DIAL: Duration = Duration::from_secs(2);
-    /// Nodes below one node that it knows by name and way; 100 bytes each.
+    /// Nodes below one node that it knows by name and way, and as many that two children claim; 100 bytes each.
     pub const DESCENDANTS: usize = 20_000;
     /// Changes in one subtree report, so that it stays well below a frame.
     pub const SUBTREE_CHANGES: usize = 1_024;
@@ -121,7 +121,8 @@ impl Limits {
     pub const IN_FLIGHT: usize = 64;
     /// What waits of one node for the request that it came with: a node sends 16 KiB and one frame before the first receipt.
     pub const EARLY_BYTES: usize = 64 * 1024;
-    /// Units a relay keeps until they are committed, and their bytes; the oldest leaves, its origins offer again.
+    /// Units a relay keeps until they are committed, and their bytes. The oldest that went leaves, or of those that all wait
+    /// to go the newest; its origins offer again.
     pub const RELAY_UNITS: usize = 4_096;
     pub const RELAY_BYTES: usize = 16 * 1024 * 1024;
     /// Accounts that one origin may be bound to over time.

@@ -92,6 +92,17 @@ fn some_things_are_known_in_one_file_only() {
 }
 
 #[test]
+fn what_is_dropped_is_counted_by_why() {
+    let counters = &sources("actors/counters.rs")[0].1;
+    for (path, text) in sources("") {
+        for (at, drop) in code(&path, &text).match_indices("Dropped(\"") {
+            let why = text[at + drop.len()..].split('"').next().unwrap();
+            assert!(counters.contains(&format!("\"{why}\",")), "{}: `{why}` is not in DROPS", path.display());
+        }
+    }
+}
+
+#[test]
 fn files_can_be_held_in_mind() {
     for (path, text) in sources("") {
         let lines = code(&path, &text).lines().count();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Everything that is counted as dropped, by why.
-const DROPS: [&str; 44] = [
+const DROPS: [&str; 49] = [
     "own_beacon",
     "foreign_formation",
     "stale_beacon",
@@ -38,13 +38,18 @@ const DROPS: [&str; 44] = [
     "duplicate_command",
     "unexpected_answer",
     "expired_command",
+    "evicted_command",
     "forgotten_command",
+    "foreign_retirement",
+    "too_many_strays",
+    "early",
     "unroutable",
     "own_packet",
     "too_many_hops",
     "not_in_tree",
     "not_from_parent",
     "journal_failed",
+    "journal_behind",
     "no_link",
     "link_busy",
     "mailbox_full",

@@ -241,9 +241,10 @@ impl Outbox {
 
     /// The account of the oldest sample that is bound to another one than `main`.
     pub fn stray(&self, main: AccountId) -> Option<AccountId> {
-        let others = self.bindings.len() > 1;
-        let mut accounts = self.samples.keys().filter_map(|&sequence| self.account_of(sequence));
-        others.then(|| accounts.find(|account| *account != main)).flatten()
+        let ends = self.bindings.iter().skip(1).map(|&(from, _)| from).chain([u64::MAX]);
+        let mut others = self.bindings.iter().zip(ends).filter(|((_, account), _)| *account != main);
+        let is_kept = |from: u64, end: u64| from < end && self.samples.range(from..end).next().is_some();
+        others.find(|&(&(from, _), end)| is_kept(from, end)).map(|((_, account), _)| *account)
     }
 
     /// The next offer from `cursor` on, of so many bytes at most or one sample, and where the one after it begins; `None`

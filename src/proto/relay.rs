@@ -16,7 +16,7 @@ use crate::proto::ranges::RangeSet;
 use crate::proto::sample::Sample;
 use crate::time::Time;
 
-/// How long a unit is kept for whoever asks for its parts; its origins offer again after less.
+/// How long a unit that went is kept for whoever asks for its parts; its origins offer again after less.
 const KEEP: Duration = Duration::from_secs(60);
 
 /// How long a unit is under way at least before it is sent again because its samples are.
@@ -377,14 +377,15 @@ impl Relay {
         }
     }
 
-    pub fn sweep(&mut self, now: Time) -> usize {
-        let before = self.kept.len();
-        while let Some((&number, kept)) = self.kept.first_key_value()
-            && now.since(kept.since) > KEEP
-        {
-            self.forget(number);
-        }
-        before - self.kept.len()
+    /// Forgets what went long ago, and what has waited as long for another account than that of the root. What waits for
+    /// the root is not forgotten: nothing that comes after it could be settled.
+    pub fn sweep(&mut self, now: Time, main: Option<AccountId>) -> usize {
+        let is_old = |kept: &Kept| {
+            let may_leave = kept.sent.is_some() || Some(kept.unit.account) != main;
+            may_leave && now.since(kept.sent.unwrap_or(kept.since)) > KEEP
+        };
+        let old: Vec<_> = self.kept.iter().filter(|(_, kept)| is_old(kept)).map(|(&number, _)| number).collect();
+        old.into_iter().filter_map(|number| self.forget(number)).count()
     }
 
     /// The parent has part of a unit already: what it lacks is folded anew, and what is mixed is asked of the child.
@@ -546,8 +547,24 @@ mod tests {
         // After a while it may be lost.
         assert_eq!(again(&mut relay, later + AGAIN), [vec![id(2), id(3)]]);
         // What is not kept any more is folded like anything new.
-        relay.sweep(later + KEEP);
+        relay.sweep(later + KEEP, Some(ACCOUNT));
         assert_eq!(again(&mut relay, later + KEEP), [vec![id(2), id(3)]]);
+    }
+
+    #[test]
+    fn what_waits_for_the_root_is_not_forgotten_however_old_it_is() {
+        let mut relay = Relay::new(WINDOW, 1024, false, 0);
+        let other = AccountId([2; 16]);
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(2, ACCOUNT));
+        relay.fold_offer(Time::ZERO, Level::PLATFORM, &offer(3, other));
+        relay.close_due(Time::ZERO + WINDOW);
+        let late = Time::ZERO + WINDOW + 2 * KEEP;
+        assert_eq!(relay.sweep(late, Some(ACCOUNT)), 1);
+        assert!(relay.next_unsent(late, other).is_none());
+        assert!(relay.next_unsent(late, ACCOUNT).is_some());
+        // From when it went, it is kept as long as any other.
+        assert_eq!(relay.sweep(late + KEEP, Some(ACCOUNT)), 0);
+        assert_eq!(relay.sweep(late + KEEP + WINDOW, Some(ACCOUNT)), 1);
     }
 
     #[test]

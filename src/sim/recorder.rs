@@ -45,6 +45,8 @@ pub struct Recorder {
     open: BTreeMap<usize, usize>,
     pub parent_changes: u64,
     attached_at: Vec<Time>,
+    /// Who closed a link last because the peer was silent or deaf, and to whom.
+    accused: Option<(usize, usize)>,
     messages: u64,
     by_kind: BTreeMap<&'static str, u64>,
     up_bytes: BTreeMap<u8, u64>,
@@ -76,6 +78,7 @@ impl Recorder {
             open: BTreeMap::new(),
             parent_changes: 0,
             attached_at: vec![Time::ZERO; nodes],
+            accused: None,
             messages: 0,
             by_kind: BTreeMap::new(),
             up_bytes: BTreeMap::new(),
@@ -207,13 +210,19 @@ impl Recorder {
         }
     }
 
+    /// A node closes a link. That its parent is lost, if it was the parent, is its next event.
+    pub fn closes(&mut self, at: usize, peer: usize, reason: CloseReason) {
+        let accuses = matches!(reason, CloseReason::Lost | CloseReason::Unheard);
+        self.accused = accuses.then_some((at, peer));
+    }
+
     pub fn event(&mut self, now: Time, nodes: &[SimNode], network: &Network, at: usize, event: &Event) {
         self.partitions.event(now, at, event, nodes);
         let name_of = |id: NodeId| nodes[at].index_of(id).map(|i| nodes[i].name.clone());
         match event {
             Event::PeerLost { parent, reason } => {
                 let Some(from) = nodes[at].index_of(*parent) else { return };
-                let accuses = reason == CloseReason::Lost.label();
+                let accuses = self.accused == Some((at, from));
                 let fault = self.fault_behind(now, nodes, network, at, from, accuses);
                 let told = [Parting::Moved, Parting::Preempted].iter().any(|parting| parting.label() == reason);
                 if fault.is_none() && told {

@@ -105,6 +105,10 @@ impl World {
                     above.effective_level > view.effective_level && able && there
                 })
             };
+            let doubly = node.node.as_ref().map_or(0, |node| node.topology.other_claims());
+            check("settled_claims", doubly == 0, &|| {
+                format!("{} keeps {doubly} claims of nodes that another child of it claims too", node.name)
+            });
             let eligible = (0..nodes.len()).any(has_room);
             let attached = link_up(nodes, i).is_some();
             check("settled_attached", attached || !eligible, &|| {

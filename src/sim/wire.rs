@@ -11,7 +11,7 @@ use crate::id::NodeId;
 use crate::limits::Limits;
 use crate::proto::beacon::{Beacon, Scope};
 use crate::proto::frame::Frame;
-use crate::proto::link::{self, Beat, ConnId};
+use crate::proto::link::{self, Beat, CloseReason, ConnId};
 use crate::proto::node::Input;
 use crate::proto::router;
 use crate::sim::network::{
@@ -211,15 +211,16 @@ impl World {
         }
     }
 
-    pub(super) fn close(&mut self, conn: ConnId, reason: &str) {
+    pub(super) fn close(&mut self, conn: ConnId, reason: CloseReason) {
         let Some((link, side)) = self.network.conn(conn) else { return };
         let (mine, theirs) = (link.ends[side].node, link.ends[1 - side]);
+        self.recorder.closes(mine, theirs.node, reason);
         let far = ConnId(conn.0 ^ 1);
         let last = link.pipes[side].frames.back().map(|(_, due)| *due);
         let quality = self.network.quality(mine, theirs.node);
         if self.network.blocked(mine, theirs.node).is_none() && theirs.open {
             let at = (self.now + quality.delay(&mut self.rng)).max(last.unwrap_or(self.now));
-            self.at(at, Happening::Closed { to: theirs.node, conn: far, reason: reason.to_owned() });
+            self.at(at, Happening::Closed { to: theirs.node, conn: far, reason: reason.label().to_owned() });
         }
         // The frames before the close are still delivered: only our end is gone.
         if let Some((link, side)) = self.network.conn(conn) {

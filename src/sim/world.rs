@@ -462,7 +462,7 @@ impl World {
                 }
             }
             Output::SendBeat { conn, beat } => self.send_beat(i, conn, beat),
-            Output::Close { conn, reason } => self.close(conn, reason.label()),
+            Output::Close { conn, reason } => self.close(conn, reason),
             Output::LinkUp { peer, .. } => self.join_overlay(i, peer),
             Output::LinkDown { .. } => {}
             Output::Broadcast(beacon, scopes) => self.broadcast(i, &beacon, &scopes),
@@ -522,6 +522,7 @@ impl World {
                 ("connections", node.links.connections(), Limits::CONNECTIONS + Limits::UNGREETED),
                 ("neighbours", node.beacon.neighbours().len(), Limits::NEIGHBOURS),
                 ("descendants", node.view().descendants.len(), Limits::DESCENDANTS),
+                ("other claims", node.topology.other_claims(), Limits::DESCENDANTS),
                 ("relayed units", node.router.relayed_units(), Limits::RELAY_UNITS),
                 ("held commands", node.router.held_commands(), Limits::COMMANDS),
                 ("outbox bytes", node.router.durable().outbox.bytes(), self.nodes[i].config.telemetry.outbox_bytes),

@@ -1,6 +1,9 @@
-//! What was acknowledged is there again: after SIGKILL of everybody, a full disk, a flipped bit.
+//! What was acknowledged is there again: after SIGKILL of everybody, a power cut, a full disk, a flipped bit.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -58,6 +61,42 @@ fn every_acknowledged_sample_is_counted_once_though_every_node_is_killed_again_a
         status["telemetry"]["counted_by_origin"][&id].as_u64() > Some(acknowledged)
     });
     assert_eq!(status["telemetry"]["counted"], acknowledged + 1);
+}
+
+/// Takes from a file what the disk was not told to keep, by the notes of `powercut.c`.
+fn cut_power(file: &Path, notes: &Path) {
+    let file = File::options().write(true).open(file).unwrap();
+    let inode = format!("{} ", file.metadata().unwrap().ino());
+    let notes = std::fs::read_to_string(notes).unwrap_or_default();
+    let kept = notes.lines().rev().find_map(|line| line.strip_prefix(&inode)).map_or(0, |size| size.parse().unwrap());
+    file.set_len(kept).unwrap();
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_power_cut() {
+    let place = Place::new();
+    let (preload, notes) = (place.path("powercut.so"), place.path("synced"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/powercut.c");
+    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&preload).arg(source).status().unwrap();
+    assert!(compiled.success());
+    let data_dir = place.path("node").to_str().unwrap().to_owned();
+    let start = || {
+        let run = ["run", "--name", "node", "--data-dir", &data_dir, "--level", "platform", QUIET[0], QUIET[1]];
+        let mut run = place.tussock(&run);
+        place.started("node", &data_dir, run.env("LD_PRELOAD", &preload).env("SYNCED", &notes))
+    };
+    let mut node = start();
+    for acknowledged in [10, 20, 30] {
+        for n in 0..10 {
+            assert_eq!(publish(&place, &node, n).0, 0);
+        }
+        node.kill();
+        cut_power(&place.path("node").join("journal/log"), &notes);
+        node = start();
+        let (_, status) = place.json(&["status", "--data-dir", &data_dir]);
+        assert_eq!(status["data"]["telemetry"]["acknowledged"], acknowledged, "{status:#}");
+        assert_eq!(status["data"]["journal"]["damaged"], 0, "{status:#}");
+    }
 }
 
 #[test]

@@ -224,6 +224,7 @@ fn a_part_that_is_cut_off_leads_itself_and_is_one_with_the_others_again() {
         // The roots look for each other at least every five seconds; once they have met, all goes fast.
         let met = far.contact_s.unwrap() - 90.0;
         assert!(met <= 10.0 && far.healed_s.unwrap() - met <= 5.0, "seed {seed}: {far:?}");
+        assert!(far.one_root_s.unwrap() - met <= 2.0, "seed {seed}: {far:?}");
         assert!(far.flushed_s.unwrap() - met <= 10.0, "seed {seed}: {far:?}");
         assert_eq!((roots(&report).len(), acting(&report)), (1, 0), "seed {seed}");
         // The near side's command reaches all in the end; the far side's is fenced by whoever had not got it.

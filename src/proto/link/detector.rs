@@ -43,6 +43,8 @@ const RECKONED: u32 = 64;
 const UNKNOWN_BEATS: u32 = 8;
 /// How many round trips are measured at first.
 const FIRST_TRIPS: u32 = 8;
+/// Which share of the later beats measure it.
+const MEASURED: u32 = 16;
 /// The round trip of a link that is not known yet.
 const UNKNOWN_TRIP: Duration = Duration::from_millis(500);
 /// How many later beats may overtake one before it counts as lost.
@@ -279,7 +281,7 @@ impl Detector {
                 self.arrived |= 1;
             }
             self.echo = sequence;
-            if ahead > 1 {
+            if ahead > 1 || purpose == Purpose::Probe {
                 self.beaten = None;
             }
             if purpose == Purpose::Routine {
@@ -336,8 +338,8 @@ impl Detector {
         }
         if now + self.interval / TOGETHER >= self.beat_at {
             self.beat_at = now + self.interval;
-            // The first beats measure the round trip.
-            return Some(Watch::Send(if self.trips < FIRST_TRIPS {
+            // The first beats measure the round trip, and some later ones whether it still is what it was.
+            return Some(Watch::Send(if self.trips < FIRST_TRIPS || self.sequence.is_multiple_of(MEASURED) {
                 self.probe(now)
             } else {
                 self.next(now, Purpose::Routine)
@@ -532,6 +534,28 @@ mod tests {
             // Were it told nothing, it would know all the same.
             assert!(deaf < 2 * latest, "{deaf:?}");
         }
+    }
+
+    #[test]
+    fn a_peer_that_goes_on_but_hears_nothing_is_given_up() {
+        let tenth = Duration::from_millis(100);
+        // Every beat of the peer arrives; it has heard all of them, some late, or none since the fiftieth.
+        let given_up = |heard: fn(u32) -> u32| {
+            let mut detector = Detector::new(Time::ZERO, tenth);
+            let told = |n: u32| Beat { sequence: n, echo: heard(n), purpose: Purpose::Routine, pace: 100 };
+            (1..200).find(|&n| {
+                let now = Time::ZERO + tenth * n;
+                detector.next(now, Purpose::Routine);
+                detector.beat(now, told(n));
+                detector.stays_unheard(now, Duration::ZERO)
+            })
+        };
+        assert_eq!(given_up(|n| n), None);
+        assert_eq!(given_up(|n| n.saturating_sub(4).max(1)), None);
+        // What waits in a queue for a second arrives after all.
+        assert_eq!(given_up(|n| if (50..60).contains(&n) { 50 } else { n }), None);
+        let at = given_up(|n| n.min(50)).unwrap();
+        assert!((60..75).contains(&at), "{at}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use rand::RngExt;
 
-use crate::id::NodeId;
+use crate::id::{NodeId, Prefix};
 use crate::limits::Limits;
 use crate::proto::link::machine::{Conn, Effect, Machine};
 use crate::proto::link::{CloseReason, ConnId};
@@ -136,5 +136,16 @@ impl Machine {
         let Some(&next) = later.or_else(|| self.known.keys().find(outside)) else { return };
         self.seek_after = Some(next);
         self.dial(next, effects);
+    }
+
+    /// Somebody names a root. If it is another than ours, whoever looks for others need not wait for its turn.
+    pub(super) fn seek_root(&mut self, root: Prefix, effects: &mut Vec<Effect>) {
+        if self.view.seek.is_none() || self.view.root().prefix() == root {
+            return;
+        }
+        let other = self.known.keys().find(|peer| peer.prefix() == root);
+        if let Some(&other) = other.filter(|peer| !self.view.descendants.contains_key(*peer)) {
+            self.dial(other, effects);
+        }
     }
 }

@@ -381,6 +381,9 @@ impl Machine {
         match frame {
             Frame::Hello(hello) => self.hello(now, peer, conn, hello, effects),
             frame if self.links.get(&peer).is_some_and(|link| link.conn == conn) => {
+                if let Frame::Beacon(beacon) = &frame {
+                    self.seek_root(beacon.root, effects);
+                }
                 effects.push(Effect::Control { peer, frame });
             }
             _ => effects.push(Effect::Dropped("frame_before_hello")),
@@ -419,6 +422,7 @@ impl Machine {
             self.close(old.conn, CloseReason::Superseded, effects);
         }
         self.links.insert(peer, Link::new(conn, hello.clone()));
+        self.learn(peer, Vec::new(), None, effects);
         if let Some(known) = self.known.get_mut(&peer) {
             (known.failures, known.not_before) = (0, Time::ZERO);
         }

@@ -214,7 +214,7 @@ impl Machine {
             }
             Input::Sweep => {
                 self.drop_late(now, effects);
-                let swept = self.telemetry.relay.sweep(now) + self.commands.sweep(now);
+                let swept = self.telemetry.relay.sweep(now, self.view.account) + self.commands.sweep(now);
                 effects.push(Effect::Swept(swept));
             }
         }

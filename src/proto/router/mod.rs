@@ -5,10 +5,12 @@ mod early;
 mod flow;
 mod held;
 mod machine;
+mod receipts;
 mod retire;
 mod root;
 mod route;
 mod state;
+mod strays;
 mod telemetry;
 #[cfg(test)]
 mod tests;

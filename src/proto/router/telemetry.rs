@@ -19,17 +19,15 @@ use crate::proto::relay::{Group, Relay};
 use crate::proto::router::early::Early;
 use crate::proto::router::flow::Flow;
 use crate::proto::router::machine::{Effect, Machine, RequestId, Settings};
+use crate::proto::router::receipts::Receipts;
 use crate::proto::router::route::decide;
+use crate::proto::router::strays::{Passing, Strays};
 use crate::proto::sample::{InvalidTelemetry, Sample, Telemetry};
 use crate::proto::topology::{Tenure, View};
 use crate::time::{Time, earliest};
 
 /// How long an origin waits for a mark before it offers everything again.
 const PROGRESS: Duration = Duration::from_secs(30);
-/// How long samples that are bound to another account than the root's wait between offers to its owner.
-const STRAY: Duration = Duration::from_secs(5);
-/// How long receipts are gathered.
-const GATHER_RECEIPTS: Duration = Duration::from_millis(20);
 
 /// A sample's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,12 +94,11 @@ pub(super) struct Telemetrist {
     encoder: Encoder,
     decoders: BTreeMap<NodeId, Decoder>,
     pub early: Early,
-    receipts: BTreeMap<NodeId, u64>,
-    receipts_at: Option<Time>,
+    receipts: Receipts,
     pub unmarked: BTreeSet<Source>,
     pub marks_at: Option<Time>,
-    /// When samples for another account are offered next, if there are any.
-    stray_at: Option<Time>,
+    strays: Strays,
+    passing: Passing,
 }
 
 impl Telemetrist {
@@ -118,18 +115,18 @@ impl Telemetrist {
             encoder: Encoder::new(now.as_micros() as u32),
             decoders: BTreeMap::new(),
             early: Early::default(),
-            receipts: BTreeMap::new(),
-            receipts_at: None,
+            receipts: Receipts::default(),
             unmarked: BTreeSet::new(),
             marks_at: None,
-            stray_at: None,
+            strays: Strays::default(),
+            passing: Passing::default(),
         }
     }
 
     pub fn deadline(&self) -> Option<Time> {
         let progress = (self.cursor > 1).then_some(self.progress_at + PROGRESS);
         let later = earliest(earliest(self.marks_at, progress), self.flow.lost_at());
-        earliest(earliest(self.relay.deadline(), self.receipts_at), earliest(later, self.stray_at))
+        earliest(earliest(self.relay.deadline(), self.receipts.due), earliest(later, self.strays.due))
     }
 
     pub fn begin_dictionary_anew(&mut self) {
@@ -181,7 +178,9 @@ impl Machine {
         self.state_placed(now, &before);
         let children = &self.view.children;
         self.telemetry.decoders.retain(|child, _| children.contains_key(child));
-        self.telemetry.receipts.retain(|child, _| children.contains_key(child));
+        self.telemetry.receipts.keep(|child| children.contains_key(child));
+        let parent = self.view.parent_id();
+        self.telemetry.passing.keep(|way| children.contains_key(way) || parent == Some(*way));
         let attachment = self.view.way_up().map(|parent| (parent.id, parent.serial, parent.tenure));
         if attachment != self.telemetry.attachment {
             self.telemetry.attachment = attachment;
@@ -268,7 +267,7 @@ impl Machine {
     pub(super) fn pump(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let Some(account) = self.view.account else {
             // Nothing is offered to anybody.
-            self.telemetry.stray_at = None;
+            self.telemetry.strays.due = None;
             return;
         };
         self.offer_own(now, account, effects);
@@ -281,8 +280,8 @@ impl Machine {
                 self.send_up(now, way, Payload::Unit(wire), effects);
             }
         }
-        if self.telemetry.receipts_at.is_none() && !self.telemetry.receipts.is_empty() {
-            self.send_receipts(effects);
+        if self.telemetry.receipts.are_withheld() && self.takes_in(account) {
+            self.send_receipts(now, effects);
         }
     }
 
@@ -332,23 +331,25 @@ impl Machine {
         }
     }
 
-    /// Samples bound to another account than the root's go to its owner, wherever it is in the tree: a few at a time,
-    /// raw, for it is rare.
+    /// Samples bound to another account than the root's go to its owner, wherever it is in the tree.
     fn offer_strays(&mut self, now: Time, main: AccountId, effects: &mut Vec<Effect>) {
-        if self.telemetry.stray_at.is_some_and(|at| now < at) {
+        if self.telemetry.strays.due.is_some_and(|at| now < at) {
             return;
         }
         if self.view.switching_to.is_some() {
             // They find their way when there is a parent.
-            self.telemetry.stray_at = None;
+            self.telemetry.strays.due = None;
             return;
         }
         let Some(account) = self.durable.outbox.stray(main) else {
-            self.telemetry.stray_at = None;
+            self.telemetry.strays = Strays::default();
             return;
         };
-        self.telemetry.stray_at = Some(now + STRAY);
-        let offer = self.durable.outbox.offer(self.settings.me, account, 1, Limits::OFFER_BYTES);
+        if now < self.telemetry.strays.begin(now, &mut self.rng) {
+            return;
+        }
+        let room = self.telemetry.strays.offer(now);
+        let offer = self.durable.outbox.offer(self.settings.me, account, 1, room);
         let Some((offer, _)) = offer else { return };
         if self.commits(account) {
             return self.commit_offer(now, &offer, effects);
@@ -373,7 +374,16 @@ impl Machine {
         {
             return;
         }
-        if !decide(&self.view, &packet, Some(from)).consumes() {
+        if let (Payload::Marks(_), Target::Node(origin)) = (&packet.payload, &packet.target) {
+            self.telemetry.passing.back(&from, origin);
+        }
+        let decision = decide(&self.view, &packet, Some(from));
+        if !decision.consumes() {
+            if let (Some(bytes), Some(&way)) = (packet.payload.telemetry_bytes(), decision.ways().first())
+                && !self.telemetry.passing.passes(now, way, packet.source, bytes)
+            {
+                return effects.push(Effect::Dropped("too_many_strays"));
+            }
             return self.send_direct(packet, Some(from), effects);
         }
         match packet.payload {
@@ -416,8 +426,7 @@ impl Machine {
         if packet.source != from {
             return effects.push(Effect::Dropped("foreign_source"));
         }
-        self.telemetry.receipts.insert(from, number);
-        self.telemetry.receipts_at.get_or_insert(now + GATHER_RECEIPTS);
+        self.telemetry.receipts.arrived(now, from, number);
         if !self.is_new(&packet) {
             return effects.push(Effect::Dropped("duplicate_packet"));
         }
@@ -437,7 +446,7 @@ impl Machine {
             _ => effects.push(Effect::Dropped("misplaced_payload")),
         }
         if number.is_multiple_of(Limits::IN_FLIGHT as u64 / 2) {
-            self.send_receipts(effects);
+            self.send_receipts(now, effects);
         }
     }
 
@@ -510,7 +519,7 @@ impl Machine {
         self.note(truncate, effects);
         self.telemetry.progress_at = now;
         if self.view.account != Some(mark.account) {
-            self.telemetry.stray_at = Some(now);
+            self.telemetry.strays.settled(now);
         }
     }
 
@@ -531,8 +540,8 @@ impl Machine {
             self.telemetry.flow.forget();
             self.moved(now);
         }
-        if self.telemetry.receipts_at.is_some_and(|at| now >= at) {
-            self.send_receipts(effects);
+        if self.telemetry.receipts.due.is_some_and(|at| now >= at) {
+            self.send_receipts(now, effects);
         }
         if self.telemetry.marks_at.is_some_and(|at| now >= at) {
             self.send_marks(now, effects);
@@ -546,12 +555,9 @@ impl Machine {
         self.pump(now, effects);
     }
 
-    fn send_receipts(&mut self, effects: &mut Vec<Effect>) {
-        self.telemetry.receipts_at = None;
-        if self.view.account.is_some_and(|account| !self.takes_in(account)) {
-            return;
-        }
-        let receipts = std::mem::take(&mut self.telemetry.receipts).into_iter();
+    fn send_receipts(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let has_room = self.view.account.is_none_or(|account| self.takes_in(account));
+        let receipts = self.telemetry.receipts.tell(now, has_room);
         effects.extend(receipts.map(|(peer, number)| Effect::Send { peer, frame: RouterFrame::Receipt { number } }));
     }
 

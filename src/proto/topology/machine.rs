@@ -186,6 +186,11 @@ impl Machine {
         machine
     }
 
+    /// How many claims there are of nodes below that another child claims with better reason.
+    pub fn other_claims(&self) -> usize {
+        self.downlink.subtree.other_claims()
+    }
+
     pub fn view(&self) -> &Arc<View> {
         &self.view
     }

@@ -26,6 +26,11 @@ impl Subtree {
         self.known.get(id).map(|(_, descendant)| descendant)
     }
 
+    /// How many claims are not preferred.
+    pub fn other_claims(&self) -> usize {
+        self.others.len()
+    }
+
     /// A child says that somebody is below it; returns whether that changes what is known.
     pub fn claim(&mut self, child: NodeId, descendant: Descendant) -> bool {
         let id = descendant.id;
@@ -65,10 +70,11 @@ impl Subtree {
         known.chain(self.others.keys().filter(|(_, by)| *by == child).map(|(id, _)| *id)).collect()
     }
 
-    /// As many are kept as there may be nodes; what is more is told again by whoever reports anew.
+    /// As many are kept as there may be nodes; what is more is known again when its child reports anew.
     fn set_aside(&mut self, child: NodeId, descendant: Descendant) {
-        if self.others.len() < Limits::DESCENDANTS {
-            self.others.insert((descendant.id, child), descendant);
+        let claim = (descendant.id, child);
+        if self.others.len() < Limits::DESCENDANTS || self.others.contains_key(&claim) {
+            self.others.insert(claim, descendant);
         }
     }
 

@@ -38,6 +38,10 @@ struct Fleet {
     peers: BTreeMap<usize, String>,
 }
 
+fn happened_at(event: &Value) -> Timestamp {
+    event["at"].as_str().unwrap().parse().unwrap()
+}
+
 impl Fleet {
     /// So many of each level, in this order; the first of each is number nought.
     fn new(net: Net, levels: &[(&'static str, usize)]) -> Self {
@@ -157,11 +161,15 @@ impl Fleet {
         events.into_iter()
     }
 
+    /// Those of its last events that happened since then.
+    fn events_since(&self, i: usize, since: Timestamp) -> impl Iterator<Item = Value> {
+        self.events(i).filter(move |event| happened_at(event) > since)
+    }
+
     /// When a node first had a new parent since then.
     fn moved_at(&self, i: usize, since: Timestamp) -> Option<Timestamp> {
-        let moves = self.events(i).filter(|event| event["event"] == "peer_changed");
-        let moves = moves.filter_map(|event| event["at"].as_str()?.parse().ok()).filter(|at| *at > since);
-        moves.min()
+        let moves = self.events_since(i, since).filter(|event| event["event"] == "peer_changed");
+        moves.map(|event| happened_at(&event)).min()
     }
 }
 
@@ -243,10 +251,14 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     // Another is frozen for a while.
     let frozen = (0..HOSTS).find(|&i| fleet.hosts[i].level == "squad" && i != dead).unwrap();
     fleet.node(frozen).send("-STOP");
-    let since = Instant::now();
+    let (stood_still, since) = (Timestamp::now(), Instant::now());
     fleet.until("it was frozen", |_| since.elapsed() >= Duration::from_secs(5));
     fleet.node(frozen).send("-CONT");
     fleet.until_all_are_below_the_company("the frozen squad is back");
+    // Others have given it up, but it accuses nobody of its own silence.
+    let accusations: Vec<_> =
+        fleet.events_since(frozen, stood_still).filter(|event| event["reason"] == "heartbeats stopped").collect();
+    assert!(accusations.is_empty(), "{accusations:?}");
 
     // The link between the halves is cut: each goes on by itself.
     fleet.net.set(Links { cut: Some((HALF, Cut::BothWays)), ..LINKS });
@@ -271,9 +283,7 @@ fn fifty_hosts_lose_nothing_whatever_is_killed_frozen_or_cut() {
     fleet.net.set(Links { cut: Some((HALF, Cut::OneWay)), ..LINKS });
     fleet.until("the company knows that the other platoon does not hear it", |fleet| {
         let removed = |event: &Value| event["event"] == "peer_removed" && event["child"]["id"] == deputy_id;
-        let since =
-            |event: &Value| event["at"].as_str().and_then(|at| at.parse().ok()).is_some_and(|at: Timestamp| at > cut);
-        let mut events = fleet.events(0).filter(|event| removed(event) && since(event));
+        let mut events = fleet.events_since(0, cut).filter(removed);
         events.any(|event| event["reason"] == "the peer does not hear this node")
     });
     fleet.until("the right side leads itself again", |fleet| fleet.status(deputy)["partition"] != Value::Null);

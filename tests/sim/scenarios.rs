@@ -45,6 +45,18 @@ fn over_long_links_many_ask_two_parents_and_all_are_known_to_those_above() {
     }
 }
 
+/// Every former root of the four is owed samples by everybody, and their links are slow.
+#[test]
+fn over_slow_links_what_waits_for_former_roots_does_not_drown_the_heartbeats() {
+    let mesh = "duration = '60s'\n[mesh]\ncompany = 4\nplatoon = 4\nsquad = 12\nplatform = 130\n";
+    let links = "[links]\nlatency = '200ms'\njitter = '100ms'\nloss = 0.25\nbandwidth = '96kbps'\n";
+    for seed in [3, 5, 7, 10] {
+        let plan = format!("name = 'slow'\nseed = {seed}\n{mesh}{links}[telemetry]\ninterval = '1s'\n");
+        let report = from_text(&plan).unwrap().run();
+        assert!(report.passed(), "seed {seed}: {:?}", report.invariants);
+    }
+}
+
 #[test]
 fn parents_die_and_nothing_acknowledged_is_lost() {
     for seed in seeds() {

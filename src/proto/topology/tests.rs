@@ -275,6 +275,33 @@ fn with_a_backup() -> (Machine, Time, NodeId, NodeId) {
     (platform, at, parent, backup)
 }
 
+#[test]
+fn a_backup_is_below_another_grandparent_if_there_is_one() {
+    let mut asked = Vec::new();
+    for elsewhere in 2..=4 {
+        let mut platform = machine(1, Level::PLATFORM);
+        for n in 2..=4 {
+            let above = id(if n == elsewhere { 6 } else { 5 });
+            let beacon = Beacon { parent: Some(above.prefix()), ..beacon(n, Level::SQUAD) };
+            give(&mut platform, Time::ZERO, Input::Observed(Observation::Seen(Arc::new(beacon))));
+            give(&mut platform, Time::ZERO, Input::LinkUp(id(n), name(n)));
+        }
+        let (at, parent, request) = until_sent(&mut platform, Time::ZERO, is_attach);
+        let Frame::Accept { serial, tenure, mut path, backup } = accept(squad(parent), Level::SQUAD, &request) else {
+            panic!("{request:?}")
+        };
+        let level = Level::PLATOON;
+        let above = if squad(parent) == elsewhere { 6 } else { 5 };
+        path.waypoints.push(super::Waypoint { id: id(above), name: name(above), level, effective_level: level });
+        give(&mut platform, at, Input::Frame(parent, Frame::Accept { serial, tenure, path, backup }));
+        let (_, backup, _) = until_sent(&mut platform, at, is_for_a_slot);
+        asked.push((squad(parent), elsewhere, squad(backup)));
+    }
+    let (there, others): (Vec<_>, Vec<_>) = asked.iter().partition(|(parent, elsewhere, _)| parent == elsewhere);
+    assert_eq!((there.len(), others.len()), (1, 2), "{asked:?}");
+    assert!(others.iter().all(|(_, elsewhere, backup)| backup == elsewhere), "{asked:?}");
+}
+
 /// The link to a peer ends; the requests to be the parent that go out.
 fn asks_after(machine: &mut Machine, now: Time, peer: NodeId, reason: &str) -> Vec<NodeId> {
     let sent = give(machine, now, Input::LinkDown(peer, reason.into()));

@@ -125,7 +125,8 @@ impl Limits {
     /// to go the newest; its origins offer again.
     pub const RELAY_UNITS: usize = 4_096;
     pub const RELAY_BYTES: usize = 16 * 1024 * 1024;
-    /// Accounts that one origin may be bound to over time.
+    /// Changes of root that an origin remembers since its oldest sample that is not settled: then new samples wait for the
+    /// last one, until it is.
     pub const BINDINGS: usize = 256;
     /// Gaps per source in a commit table: keeps a root of 10,000 origins under 2 MB.
     pub const GAPS: usize = 8;

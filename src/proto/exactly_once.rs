@@ -16,7 +16,7 @@ use crate::level::Level;
 use crate::limits::Limits;
 use crate::proto::account::{Account, AccountId, Judgement, Mark};
 use crate::proto::aggregate::{Provenance, Source, Unit};
-use crate::proto::outbox::{Offer, Outbox};
+use crate::proto::outbox::{NOBODY, Offer, Outbox};
 use crate::proto::ranges::RangeSet;
 use crate::proto::relay::{Group, Relay};
 use crate::proto::sample::{Priority, Sample};
@@ -225,6 +225,9 @@ impl World {
         let origin = &mut self.origins[i];
         let outbox = &mut origin.outbox.live;
         if origin.cursor < outbox.next_sequence() && outbox.needs_binding(wanted) {
+            if let Some(upto) = outbox.settled_bindings() {
+                outbox.truncate(NOBODY, upto);
+            }
             let again = broken == Some(Rule::BindOnce);
             let from = if outbox.was_bound() && !again { origin.offered + 1 } else { 1 };
             outbox.bind(from, wanted);

@@ -66,6 +66,9 @@ pub struct Renewal {
     pub first: u64,
 }
 
+/// Whom is owed what is bound to nobody any more because it is settled: no account is so named.
+pub const NOBODY: AccountId = AccountId([0; 16]);
+
 /// The journal's content. Every change to it is one [`crate::proto::durable::Record`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outbox {
@@ -74,7 +77,7 @@ pub struct Outbox {
     samples: BTreeMap<u64, Arc<Sample>>,
     by_priority: BTreeSet<(Priority, u64)>,
     bytes: usize,
-    /// From this sequence on: this account.
+    /// From this sequence on: this account, or [`NOBODY`] where all is settled.
     bindings: Vec<(u64, AccountId)>,
     /// How far each account has settled this journal.
     settled: BTreeMap<AccountId, u64>,
@@ -185,6 +188,25 @@ impl Outbox {
     pub fn bind(&mut self, from: u64, account: AccountId) {
         if self.bindings.last() != Some(&(from, account)) {
             self.bindings.push((from, account));
+        }
+    }
+
+    /// Up to where all that was bound is settled, if that is more than one binding. To truncate [`NOBODY`] so far makes them
+    /// one: else a node between two roots would have as many as there may be in the end, and wait for the last one for good.
+    pub fn settled_bindings(&self) -> Option<u64> {
+        let first = self.samples.keys().next().copied().unwrap_or(self.next);
+        let kept = self.bindings.partition_point(|&(from, _)| from <= first).saturating_sub(1);
+        (kept > 1).then(|| self.bindings[kept].0 - 1)
+    }
+
+    /// To every account all of it is void, also to those that have counted some of it: they know it already.
+    fn join_bindings(&mut self, upto: u64) {
+        let kept = self.bindings.partition_point(|&(from, _)| from <= upto + 1).saturating_sub(1);
+        let (Some(&(first, _)), Some(&(from, _))) = (self.bindings.first(), self.bindings.get(kept)) else { return };
+        if kept > 0 {
+            self.bindings.splice(..kept, [(first, NOBODY)]);
+            self.evicted.remove(first, from - 1);
+            self.settled.retain(|account, _| self.bindings.iter().any(|(_, bound)| bound == account));
         }
     }
 
@@ -299,6 +321,9 @@ impl Outbox {
 
     /// Forgets what a mark says is settled; returns how many samples that were.
     pub fn truncate(&mut self, account: AccountId, upto: u64) -> usize {
+        if account == NOBODY {
+            self.join_bindings(upto);
+        }
         let settled: Vec<_> =
             self.samples.range(..=upto).map(|(&s, _)| s).filter(|s| self.account_of(*s) == Some(account)).collect();
         for &sequence in &settled {
@@ -399,31 +424,36 @@ mod tests {
         outbox
     }
 
-    /// Offers, commits and truncates until nothing is left; returns what was counted in each account.
+    /// Offers to each account what is bound to it, commits and truncates.
+    fn offer_once(outbox: &mut Outbox, accounts: &mut [Account]) {
+        for account in accounts {
+            let mut cursor = 1;
+            while let Some((offer, after)) = outbox.offer(me(), account.id, cursor, Limits::OFFER_BYTES) {
+                assert!(offer.is_possible());
+                cursor = after;
+                let mut unit = Unit::empty(account.id);
+                offer.samples.iter().for_each(|sample| unit.add(offer.source(), sample));
+                unit.provenance.0.entry(offer.source()).or_default().void = offer.void.clone();
+                match account.judge(&unit) {
+                    Judgement::Commit => account.commit(&unit),
+                    _ => account.void(&unit.provenance),
+                }
+            }
+            let source = Source { origin: me(), journal: outbox.journal };
+            if let Some(mark) = account.mark(&source) {
+                outbox.heard(&mark);
+                outbox.truncate(account.id, mark.prefix);
+            }
+        }
+    }
+
+    /// Until nothing is left; returns what was counted in all accounts.
     fn drained(outbox: &mut Outbox, accounts: &mut [Account]) -> u64 {
         let mut rounds = 0;
         while outbox.depth() > 0 {
             rounds += 1;
             assert!(rounds < 10_000, "{} samples are never committed", outbox.depth());
-            for account in &mut *accounts {
-                let mut cursor = 1;
-                while let Some((offer, after)) = outbox.offer(me(), account.id, cursor, Limits::OFFER_BYTES) {
-                    assert!(offer.is_possible());
-                    cursor = after;
-                    let mut unit = Unit::empty(account.id);
-                    offer.samples.iter().for_each(|sample| unit.add(offer.source(), sample));
-                    unit.provenance.0.entry(offer.source()).or_default().void = offer.void.clone();
-                    match account.judge(&unit) {
-                        Judgement::Commit => account.commit(&unit),
-                        _ => account.void(&unit.provenance),
-                    }
-                }
-                let source = Source { origin: me(), journal: outbox.journal };
-                if let Some(mark) = account.mark(&source) {
-                    outbox.heard(&mark);
-                    outbox.truncate(account.id, mark.prefix);
-                }
-            }
+            offer_once(outbox, accounts);
         }
         accounts.iter().map(|account| account.totals.samples).sum()
     }
@@ -449,6 +479,34 @@ mod tests {
         }
         (1..=1_000).filter(|s| s % 4 == 0).for_each(|sequence| outbox.evict(sequence));
         assert_eq!(drained(&mut outbox, &mut [Account::new(X), Account::new(Y)]), 750);
+    }
+
+    #[test]
+    fn a_node_between_two_roots_never_runs_out_of_bindings() {
+        let (mut outbox, mut accounts) = (Outbox::new(9), [Account::new(X), Account::new(Y)]);
+        let mut longest = 0;
+        for n in 0..600 {
+            let sample = Sample { sequence: n + 1, priority: Priority::Normal, metrics: vec![("n".into(), 1.0)] };
+            outbox.put(Arc::new(sample));
+            let main = if n % 2 == 0 { X } else { Y };
+            if let Some(upto) = outbox.settled_bindings() {
+                outbox.truncate(NOBODY, upto);
+            }
+            assert!(outbox.needs_binding(main));
+            outbox.bind(n + 1, main);
+            // Now and then one of them is away, and samples wait for it.
+            let there = if n % 100 < 50 { &mut accounts[..] } else { &mut accounts[..1] };
+            offer_once(&mut outbox, there);
+            longest = longest.max(outbox.bindings.len());
+        }
+        assert!(longest < 110, "{longest}");
+        assert_eq!(drained(&mut outbox, &mut accounts), 600);
+        assert_eq!(outbox.settled_bindings().map(|upto| outbox.truncate(NOBODY, upto)), Some(0));
+        assert!(outbox.bindings.len() <= 2 && outbox.settled.len() <= 2, "{outbox:?}");
+        // As it was, on another disk: what is bound to nobody is not lost.
+        let mut copy = crate::proto::durable::Durable::new(9, None);
+        outbox.records().for_each(|record| copy.apply(&record));
+        assert_eq!((copy.outbox.give_up_lost(), copy.outbox), (0, outbox));
     }
 
     #[test]

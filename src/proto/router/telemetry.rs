@@ -13,7 +13,7 @@ use crate::proto::account::{AccountId, Mark};
 use crate::proto::aggregate::{Decoder, Encoder, Provenance, Source, Unit, Unreadable, WireUnit};
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
-use crate::proto::outbox::{Offer, WhenFull};
+use crate::proto::outbox::{NOBODY, Offer, WhenFull};
 use crate::proto::packet::{DataPacket, Direction, PacketType, Payload, RouterFrame, Target};
 use crate::proto::relay::{Group, Relay};
 use crate::proto::router::early::Early;
@@ -305,7 +305,9 @@ impl Machine {
             if !self.keeps() {
                 return;
             }
-            self.persist(vec![Record::Bind { from, account }], effects);
+            let settled = self.durable.outbox.settled_bindings();
+            let settled = settled.map(|upto| Record::Truncate { account: NOBODY, upto });
+            self.persist(settled.into_iter().chain([Record::Bind { from, account }]).collect(), effects);
         }
         loop {
             let (cursor, me) = (self.telemetry.cursor, self.settings.me);

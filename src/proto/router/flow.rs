@@ -18,6 +18,8 @@ const LEAST: usize = 16 * 1024;
 const QUEUE: Duration = Duration::from_millis(200);
 /// How many trips without a receipt mean that what was under way is lost.
 const PATIENCE: u32 = 4;
+/// How often that patience doubles at most.
+const DOUBLINGS: u32 = 3;
 
 /// Frames under way within one attachment.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub(super) struct Flow {
     /// When the last receipt came, or the first frame that waits for one went.
     heard_at: Time,
     eased_at: Time,
+    /// How often what was under way counted as lost.
+    losses: u32,
 }
 
 impl Flow {
@@ -46,6 +50,7 @@ impl Flow {
             trip: Duration::ZERO,
             heard_at: now,
             eased_at: now,
+            losses: 0,
         }
     }
 
@@ -85,15 +90,19 @@ impl Flow {
         }
     }
 
-    /// When what is under way counts as lost: the parent lost it, or its receipts.
+    /// When what is under way counts as lost: the parent lost it, or its receipts. Links keep frames in order, so that one
+    /// that is lost again and again delays them all: each loss doubles the patience for good, for it may have been none (a
+    /// time-out backs off likewise; RFC 6298, 5.5).
     pub fn lost_at(&self) -> Option<Time> {
-        (!self.sent.is_empty()).then(|| self.heard_at + Limits::RECEIPT.max(PATIENCE * self.trip))
+        let patience = Limits::RECEIPT.max(PATIENCE * self.trip);
+        (!self.sent.is_empty()).then(|| self.heard_at + patience * 2u32.pow(self.losses))
     }
 
     /// What was under way is lost, perhaps for there was too much of it.
     pub fn forget(&mut self) {
         self.sent.clear();
         (self.under_way, self.window) = (0, LEAST);
+        self.losses = (self.losses + 1).min(DOUBLINGS);
     }
 }
 
@@ -176,5 +185,16 @@ mod tests {
         assert_eq!(flow.send(Time::ZERO, 1), 2);
         flow.receipt(Time::ZERO, u64::MAX);
         assert_eq!(flow.lost_at(), None);
+        // It waits longer after each loss, within bounds.
+        let patience = |flow: &mut Flow| {
+            flow.send(Time::ZERO, 1);
+            let patience = flow.lost_at().unwrap().since(Time::ZERO);
+            flow.forget();
+            patience
+        };
+        let (second, third) = (patience(&mut flow), patience(&mut flow));
+        assert_eq!((second, third), (2 * Limits::RECEIPT, 4 * Limits::RECEIPT));
+        let last = (0..100).map(|_| patience(&mut flow)).max();
+        assert_eq!(last, Some(8 * Limits::RECEIPT));
     }
 }

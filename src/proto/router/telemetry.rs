@@ -26,8 +26,10 @@ use crate::proto::sample::{InvalidTelemetry, Sample, Telemetry};
 use crate::proto::topology::{Tenure, View};
 use crate::time::{Time, earliest};
 
-/// How long an origin waits for a mark before it offers everything again.
+/// How long an origin waits for a mark before it offers everything again, and how long at most when none comes again and
+/// again.
 const PROGRESS: Duration = Duration::from_secs(30);
+const LONGEST_PROGRESS: Duration = Duration::from_secs(120);
 
 /// A sample's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +90,7 @@ pub(super) struct Telemetrist {
     cursor: u64,
     offered: u64,
     progress_at: Time,
+    patience: Duration,
     /// The attachment that frames are numbered within.
     attachment: Option<(NodeId, u64, Tenure)>,
     pub flow: Flow,
@@ -110,6 +113,7 @@ impl Telemetrist {
             // What was offered before a restart is not known; all of it counts as offered.
             offered: durable.outbox.next_sequence() - 1,
             progress_at: now,
+            patience: PROGRESS,
             attachment: None,
             flow: Flow::new(now),
             encoder: Encoder::new(now.as_micros() as u32),
@@ -124,7 +128,7 @@ impl Telemetrist {
     }
 
     pub fn deadline(&self) -> Option<Time> {
-        let progress = (self.cursor > 1).then_some(self.progress_at + PROGRESS);
+        let progress = (self.cursor > 1).then_some(self.progress_at + self.patience);
         let later = earliest(earliest(self.marks_at, progress), self.flow.lost_at());
         earliest(earliest(self.relay.deadline(), self.receipts.due), earliest(later, self.strays.due))
     }
@@ -197,6 +201,11 @@ impl Machine {
     /// The way up is another: what is not known to be committed goes that way again. A relay's own samples are in its
     /// units, a leaf's in its outbox.
     fn moved(&mut self, now: Time) {
+        self.telemetry.patience = PROGRESS;
+        self.go_again(now);
+    }
+
+    fn go_again(&mut self, now: Time) {
         self.telemetry.relay.resend_all();
         if !self.folds() {
             self.offer_again(now);
@@ -519,7 +528,7 @@ impl Machine {
         }
         let truncate = Record::Truncate { account: mark.account, upto: mark.prefix };
         self.note(truncate, effects);
-        self.telemetry.progress_at = now;
+        (self.telemetry.progress_at, self.telemetry.patience) = (now, PROGRESS);
         if self.view.account != Some(mark.account) {
             self.telemetry.strays.settled(now);
         }
@@ -540,7 +549,7 @@ impl Machine {
         if self.telemetry.flow.lost_at().is_some_and(|at| now >= at) {
             // Room that never comes back would stop the flow.
             self.telemetry.flow.forget();
-            self.moved(now);
+            self.go_again(now);
         }
         if self.telemetry.receipts.due.is_some_and(|at| now >= at) {
             self.send_receipts(now, effects);
@@ -548,10 +557,13 @@ impl Machine {
         if self.telemetry.marks_at.is_some_and(|at| now >= at) {
             self.send_marks(now, effects);
         }
-        if self.telemetry.cursor > 1 && now >= self.telemetry.progress_at + PROGRESS {
+        if self.telemetry.cursor > 1 && now >= self.telemetry.progress_at + self.telemetry.patience {
             match self.durable.outbox.depth() {
                 0 => self.telemetry.progress_at = now,
-                _ => self.offer_again(now),
+                _ => {
+                    self.telemetry.patience = (self.telemetry.patience * 2).min(LONGEST_PROGRESS);
+                    self.offer_again(now);
+                }
             }
         }
         self.pump(now, effects);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::id::{Keypair, NodeId, NodeName};
 use crate::level::Level;
 use crate::limits::Limits;
-use crate::proto::account::{Account, AccountId, Judgement};
+use crate::proto::account::{Account, AccountId, Judgement, Mark};
 use crate::proto::aggregate::{Decoder, Source, Unit};
 use crate::proto::durable::{Durable, Record};
 use crate::proto::event::Event;
@@ -303,38 +303,87 @@ fn what_comes_up_too_early_is_bounded() {
     assert!((32..=Limits::EARLY_BYTES as u64 / each).contains(&kept), "{kept}");
 }
 
+/// A platform whose parent is as given.
+fn leaf(parent: ParentView) -> View {
+    let mut view = View::alone(id(1), NodeName::new("leaf").unwrap(), Level::PLATFORM, Tenure::default(), 16);
+    (view.switching_to, view.account) = (Some(parent), Some(ACCOUNT));
+    view
+}
+
+/// Keeps what is to be kept; returns the frames that go up.
+fn sent_up(machine: &mut Machine, now: Time, mut effects: Vec<Effect>) -> Vec<RouterFrame> {
+    let tickets = effects.iter().filter_map(|effect| match effect {
+        Effect::Persist { ticket, .. } => *ticket,
+        _ => None,
+    });
+    let last = tickets.max();
+    last.into_iter().for_each(|ticket| machine.step(now, Input::Persisted(ticket), &mut effects));
+    let sent = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Send { frame: frame @ RouterFrame::Up { .. }, .. } => Some(frame),
+        _ => None,
+    });
+    sent.collect()
+}
+
 #[test]
 fn what_was_sent_under_an_old_tenure_of_the_parent_goes_again_under_the_new_one() {
-    let mut view = View::alone(id(1), NodeName::new("leaf").unwrap(), Level::PLATFORM, Tenure::default(), 16);
     let parent = |counter| {
         let tenure = Tenure { counter, ..Tenure::default() };
-        Some(ParentView { id: id(2), tenure, serial: 1, since: Time::ZERO })
+        ParentView { id: id(2), tenure, serial: 1, since: Time::ZERO }
     };
-    (view.switching_to, view.account) = (parent(1), Some(ACCOUNT));
+    let mut view = leaf(parent(1));
     let mut machine = Machine::new(Time::ZERO, settings(), Arc::new(view.clone()), Durable::new(7, None), None);
     let tenures = |machine: &mut Machine, input: Input| {
         let mut effects = Vec::new();
         machine.step(Time::ZERO, input, &mut effects);
-        let tickets = effects.iter().filter_map(|effect| match effect {
-            Effect::Persist { ticket, .. } => *ticket,
-            _ => None,
-        });
-        let last = tickets.max();
-        last.into_iter().for_each(|ticket| machine.step(Time::ZERO, Input::Persisted(ticket), &mut effects));
-        let sent = effects.into_iter().filter_map(|effect| match effect {
-            Effect::Send { frame: RouterFrame::Up { parent, .. }, .. } => Some(parent.counter),
-            _ => None,
-        });
-        sent.collect::<Vec<_>>()
+        let tenure = |frame| match frame {
+            RouterFrame::Up { parent, .. } => parent.counter,
+            _ => unreachable!(),
+        };
+        sent_up(machine, Time::ZERO, effects).into_iter().map(tenure).collect::<Vec<_>>()
     };
     tenures(&mut machine, Input::Placed(Arc::new(view.clone())));
     let telemetry = Telemetry::new().metric("t", 1.0);
     assert_eq!(tenures(&mut machine, Input::Publish { request: 1, telemetry }), [1]);
     // The parent accepts under the tenure that it was known by: nothing goes twice.
-    (view.parent, view.switching_to) = (parent(1), None);
+    (view.parent, view.switching_to) = (Some(parent(1)), None);
     assert_eq!(tenures(&mut machine, Input::Placed(Arc::new(view.clone()))), [0; 0]);
-    view.parent = parent(2);
+    view.parent = Some(parent(2));
     assert_eq!(tenures(&mut machine, Input::Placed(Arc::new(view))), [2]);
+}
+
+#[test]
+fn who_hears_no_marks_waits_longer_each_time_before_it_offers_again() {
+    let view = Arc::new(leaf(ParentView { id: id(2), tenure: Tenure::default(), serial: 1, since: Time::ZERO }));
+    let mut machine = Machine::new(Time::ZERO, settings(), view.clone(), Durable::new(7, None), None);
+    machine.step(Time::ZERO, Input::Placed(view), &mut Vec::new());
+    let offers_within = |machine: &mut Machine, from: u64, upto: u64, mut effects: Vec<Effect>| {
+        let mut at = Vec::new();
+        for second in from..upto {
+            let now = Time::ZERO + Duration::from_secs(second);
+            machine.tick(now, &mut effects);
+            for frame in sent_up(machine, now, std::mem::take(&mut effects)) {
+                let RouterFrame::Up { number, .. } = frame else { unreachable!() };
+                at.push(second);
+                let receipt = RouterFrame::Receipt { number };
+                machine.step(now, Input::Frame { from: id(2), frame: receipt }, &mut effects);
+            }
+        }
+        at
+    };
+    let publish = |machine: &mut Machine, now: Time| {
+        let mut effects = Vec::new();
+        let telemetry = Telemetry::new().metric("t", 1.0);
+        machine.step(now, Input::Publish { request: 1, telemetry }, &mut effects);
+        effects
+    };
+    let effects = publish(&mut machine, Time::ZERO);
+    assert_eq!(offers_within(&mut machine, 0, 500, effects), [0, 30, 90, 210, 330, 450]);
+    let mark = Mark { account: ACCOUNT, origin: id(1), journal: 7, prefix: 1 };
+    let now = Time::ZERO + Duration::from_secs(500);
+    machine.step(now, Input::Frame { from: id(2), frame: RouterFrame::Marks(vec![mark]) }, &mut Vec::new());
+    let effects = publish(&mut machine, now);
+    assert_eq!(offers_within(&mut machine, 500, 600, effects), [500, 530, 590]);
 }
 
 /// A squad below a company, with a platform below it and room for 64 MiB of samples.

@@ -66,7 +66,7 @@ pub struct Renewal {
     pub first: u64,
 }
 
-/// Whom is owed what is bound to nobody any more because it is settled: no account is so named.
+/// Stands in bindings for accounts whose samples are all settled. No root's account has this id.
 pub const NOBODY: AccountId = AccountId([0; 16]);
 
 /// The journal's content. Every change to it is one [`crate::proto::durable::Record`].

@@ -16,7 +16,7 @@ use crate::proto::ranges::RangeSet;
 use crate::proto::sample::Sample;
 use crate::time::Time;
 
-/// How long a unit that went is kept for whoever asks for its parts; its origins offer again after less.
+/// How long a unit that went is kept for whoever asks for its parts; its origins offer again sooner, at first.
 const KEEP: Duration = Duration::from_secs(60);
 
 /// How long a unit is under way at least before it is sent again because its samples are.
@@ -48,9 +48,7 @@ impl Part {
             Self::Unit { unit, .. } => unit.provenance.clone(),
         }
     }
-}
 
-impl Part {
     /// What it takes in memory, about.
     fn bytes(&self) -> usize {
         match self {

@@ -258,6 +258,11 @@ impl Recorder {
         }
     }
 
+    /// When a node found a parent last.
+    pub fn attached_last(&self) -> Time {
+        self.attached_at.iter().copied().max().unwrap_or_default()
+    }
+
     /// When the parent became unusable for this child, in truth. A child that stood still may have been given up by its
     /// parent, but has no reason itself to accuse it.
     fn fault_behind(

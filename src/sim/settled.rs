@@ -13,7 +13,7 @@ use crate::sim::node::SimNode;
 use crate::sim::world::World;
 use crate::time::Time;
 
-/// How long after the last fault the tree may take to stand.
+/// How long the tree may take to stand after the last fault, and until all above know of the last node that found a parent.
 const TREE_SETTLES: Duration = Duration::from_secs(30);
 
 struct TreeCheck {
@@ -26,7 +26,8 @@ impl World {
     /// Whether everybody is there who is to come back, nothing is left to be done wherever a sink is in reach, and the
     /// tree stands or has had its time.
     pub(super) fn is_settled(&self) -> bool {
-        let had_its_time = self.now >= Time::ZERO + self.scenario.duration.0 + TREE_SETTLES;
+        let over_at = Time::ZERO + self.scenario.duration.0;
+        let had_its_time = self.now >= self.recorder.attached_last().max(over_at) + TREE_SETTLES;
         self.away == 0
             && self.pending_in_reach() == 0
             && self.kept_in_reach() == 0

@@ -1,6 +1,7 @@
 //! Whom to dial: what the tree or the host needs, whom a newcomer makes itself known to, and who may be outside.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rand::RngExt;
 
@@ -9,6 +10,9 @@ use crate::limits::Limits;
 use crate::proto::link::machine::{Conn, Effect, Machine};
 use crate::proto::link::{CloseReason, ConnId};
 use crate::time::Time;
+
+/// How long a root that could not be reached is left alone, however many name it.
+const UNREACHED: Duration = Duration::from_secs(1);
 
 impl Machine {
     pub(super) fn learn(
@@ -139,12 +143,13 @@ impl Machine {
     }
 
     /// Somebody names a root. If it is another than ours, whoever looks for others need not wait for its turn.
-    pub(super) fn seek_root(&mut self, root: Prefix, effects: &mut Vec<Effect>) {
+    pub(super) fn seek_root(&mut self, now: Time, root: Prefix, effects: &mut Vec<Effect>) {
         if self.view.seek.is_none() || self.view.root().prefix() == root {
             return;
         }
-        let other = self.known.keys().find(|peer| peer.prefix() == root);
-        if let Some(&other) = other.filter(|peer| !self.view.descendants.contains_key(*peer)) {
+        let Some((&other, known)) = self.known.iter().find(|(peer, _)| peer.prefix() == root) else { return };
+        let rests = known.failures > 0 && now < known.failed_at + UNREACHED;
+        if !rests && !self.view.descendants.contains_key(&other) {
             self.dial(other, effects);
         }
     }

@@ -382,7 +382,7 @@ impl Machine {
             Frame::Hello(hello) => self.hello(now, peer, conn, hello, effects),
             frame if self.links.get(&peer).is_some_and(|link| link.conn == conn) => {
                 if let Frame::Beacon(beacon) = &frame {
-                    self.seek_root(beacon.root, effects);
+                    self.seek_root(now, beacon.root, effects);
                 }
                 effects.push(Effect::Control { peer, frame });
             }

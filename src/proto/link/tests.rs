@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::id::{FormationId, NodeId, NodeName};
+use crate::id::{FormationId, Keypair, NodeId, NodeName};
 use crate::level::Level;
 use crate::limits::Limits;
+use crate::proto::beacon::{Beacon, tests::sample};
 use crate::proto::budget::Backoff;
 use crate::proto::frame::Frame;
 use crate::proto::link::{Beat, ConnId, Effect, Hello, Input, Machine, Purpose, Settings};
@@ -59,6 +60,28 @@ fn who_waits_for_a_dial_gets_its_turn_though_others_before_it_need_none_any_more
     link(&mut machine, linked, ConnId(1));
     let effects = give(&mut machine, Time::ZERO, Input::DialFailed { peer: id(0), error: "timed out".into() });
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Dial { peer, .. } if *peer == last)), "{effects:?}");
+}
+
+#[test]
+fn who_looks_for_others_turns_to_a_root_that_is_named_but_not_again_at_once_when_it_cannot_be_reached() {
+    let mut machine = machine();
+    let (peer, root) = (id(1), id(2));
+    link(&mut machine, peer, ConnId(1));
+    give(&mut machine, Time::ZERO, Input::Located(vec![(root, Vec::new())]));
+    let beacon = Arc::new(Beacon { root: root.prefix(), ..sample(&Keypair::from_seed([1; 32])) });
+    let name_it = |machine: &mut Machine, now| {
+        let frame = Frame::Beacon(beacon.clone());
+        let effects = give(machine, now, Input::Frame { conn: ConnId(1), frame });
+        effects.iter().filter(|effect| matches!(effect, Effect::Dial { peer, .. } if *peer == root)).count()
+    };
+    assert_eq!(name_it(&mut machine, Time::ZERO), 0, "it has a place, and looks for nobody");
+    let mut view = View::alone(id(200), NodeName::new("n").unwrap(), Level::PLATFORM, Tenure::default(), 16);
+    view.seek = Some(1_000 * SECOND);
+    give(&mut machine, Time::ZERO, Input::Placed(Arc::new(view)));
+    assert_eq!(name_it(&mut machine, Time::ZERO), 1);
+    give(&mut machine, Time::ZERO, Input::DialFailed { peer: root, error: "timed out".into() });
+    assert_eq!(name_it(&mut machine, Time::ZERO + SECOND / 2), 0);
+    assert_eq!(name_it(&mut machine, Time::ZERO + SECOND), 1);
 }
 
 const SECOND: Duration = Duration::from_secs(1);

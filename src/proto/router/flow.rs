@@ -75,17 +75,19 @@ impl Flow {
         self.heard_at = now;
         let first = self.number + 1 - self.sent.len() as u64;
         let count = number.saturating_add(1).saturating_sub(first).min(self.sent.len() as u64) as usize;
-        let Some(&(sent, _)) = count.checked_sub(1).and_then(|last| self.sent.get(last)) else { return };
+        let Some(&(last, _)) = count.checked_sub(1).and_then(|last| self.sent.get(last)) else { return };
+        let longest = self.sent.front().map_or(Duration::ZERO, |&(first, _)| now.since(first));
         let is_used = self.under_way * 2 >= self.window;
         let bytes: usize = self.sent.drain(..count).map(|(_, bytes)| bytes).sum();
         self.under_way -= bytes;
-        self.trip = now.since(sent);
+        self.trip = now.since(last);
         self.least = self.least.min(self.trip);
-        let is_late = self.trip > self.least + QUEUE;
-        if !is_late && is_used {
+        let in_time = self.least + QUEUE;
+        // Frames that waited for a lost one arrive with it: the first of them are late, and the last say nothing of a queue.
+        if longest <= in_time && is_used {
             let growth = (bytes as u64 * LEAST as u64 / self.window as u64) as usize;
             self.window = (self.window + growth).min(Limits::IN_FLIGHT * Limits::OFFER_BYTES);
-        } else if is_late && now >= self.eased_at + self.trip {
+        } else if self.trip > in_time && now >= self.eased_at + self.trip {
             (self.window, self.eased_at) = ((self.window * 3 / 4).max(LEAST), now);
         }
     }
@@ -164,6 +166,12 @@ mod tests {
         (0..10_000).for_each(|_| round(&mut flow, LEAST / 4));
         assert_eq!(flow.room(), LEAST);
         round(&mut flow, LEAST);
+        assert_eq!(flow.room(), 2 * LEAST);
+        // Nor by what one receipt tells at last, of which the first has waited long.
+        flow.send(now, LEAST);
+        now = now + 2 * QUEUE;
+        let number = flow.send(now, LEAST);
+        flow.receipt(now + MS, number);
         assert_eq!(flow.room(), 2 * LEAST);
         // What is lost may have been too much.
         flow.send(now, LEAST);

@@ -28,7 +28,7 @@ pub(super) struct Receipts {
 impl Receipts {
     pub fn arrived(&mut self, now: Time, child: NodeId, number: u64) {
         let receipt = self.by_child.entry(child).or_default();
-        if number < receipt.arrived {
+        if number <= receipt.arrived {
             // It has attached anew, and numbers from the beginning.
             receipt.told = 0;
         }
@@ -85,5 +85,9 @@ mod tests {
         // In a new attachment an old number would be for frames that have not arrived.
         receipts.arrived(now, child, 1);
         assert_eq!(tell(&mut receipts, false), [(child, 0)]);
+        for _ in 0..2 {
+            receipts.arrived(now, child, 1);
+            assert_eq!(tell(&mut receipts, true), [(child, 1)]);
+        }
     }
 }

@@ -1,9 +1,9 @@
-//! What was acknowledged is there again: after SIGKILL of everybody, a power cut, a full disk, a flipped bit.
+//! What was acknowledged is there again: after SIGKILL of everybody, a power cut, a broken or full disk, a flipped bit.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -63,40 +63,88 @@ fn every_acknowledged_sample_is_counted_once_though_every_node_is_killed_again_a
     assert_eq!(status["telemetry"]["counted"], acknowledged + 1);
 }
 
-/// Takes from a file what the disk was not told to keep, by the notes of `powercut.c`.
-fn cut_power(file: &Path, notes: &Path) {
-    let file = File::options().write(true).open(file).unwrap();
-    let inode = format!("{} ", file.metadata().unwrap().ino());
-    let notes = std::fs::read_to_string(notes).unwrap_or_default();
-    let kept = notes.lines().rev().find_map(|line| line.strip_prefix(&inode)).map_or(0, |size| size.parse().unwrap());
-    file.set_len(kept).unwrap();
+/// A node above a disk that forgets what it was not told to keep when the power goes, and that can fail (`disk.c`).
+struct OnDisk<'p> {
+    place: &'p Place,
+    data_dir: String,
+    preload: PathBuf,
+}
+
+impl<'p> OnDisk<'p> {
+    fn new(place: &'p Place) -> Self {
+        let (preload, data_dir) = (place.path("disk.so"), place.path("node").to_str().unwrap().to_owned());
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/disk.c");
+        let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&preload).arg(source).status().unwrap();
+        assert!(compiled.success());
+        Self { place, data_dir, preload }
+    }
+
+    fn start(&self) -> Running {
+        let run = ["run", "--name", "node", "--data-dir", &self.data_dir, "--level", "platform", QUIET[0], QUIET[1]];
+        let mut run = self.place.tussock(&run);
+        run.env("LD_PRELOAD", &self.preload);
+        run.env("SYNCED", self.place.path("synced")).env("SYNC_FAILS", self.place.path("sync-fails"));
+        self.place.started("node", &self.data_dir, &mut run)
+    }
+
+    /// While the node is down: takes from its journal what the disk was not told to keep.
+    fn cut_power(&self) {
+        let file = File::options().write(true).open(self.place.path("node").join("journal/log")).unwrap();
+        let inode = format!("{} ", file.metadata().unwrap().ino());
+        let notes = fs::read_to_string(self.place.path("synced")).unwrap_or_default();
+        let kept = notes.lines().rev().find_map(|line| line.strip_prefix(&inode));
+        file.set_len(kept.map_or(0, |size| size.parse().unwrap())).unwrap();
+    }
+
+    fn status(&self) -> Value {
+        let (_, status) = self.place.json(&["status", "--data-dir", &self.data_dir]);
+        status["data"].clone()
+    }
 }
 
 #[test]
 fn what_was_acknowledged_survives_a_power_cut() {
     let place = Place::new();
-    let (preload, notes) = (place.path("powercut.so"), place.path("synced"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/powercut.c");
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&preload).arg(source).status().unwrap();
-    assert!(compiled.success());
-    let data_dir = place.path("node").to_str().unwrap().to_owned();
-    let start = || {
-        let run = ["run", "--name", "node", "--data-dir", &data_dir, "--level", "platform", QUIET[0], QUIET[1]];
-        let mut run = place.tussock(&run);
-        place.started("node", &data_dir, run.env("LD_PRELOAD", &preload).env("SYNCED", &notes))
-    };
-    let mut node = start();
+    let disk = OnDisk::new(&place);
+    let mut node = disk.start();
     for acknowledged in [10, 20, 30] {
         for n in 0..10 {
             assert_eq!(publish(&place, &node, n).0, 0);
         }
         node.kill();
-        cut_power(&place.path("node").join("journal/log"), &notes);
-        node = start();
-        let (_, status) = place.json(&["status", "--data-dir", &data_dir]);
-        assert_eq!(status["data"]["telemetry"]["acknowledged"], acknowledged, "{status:#}");
-        assert_eq!(status["data"]["journal"]["damaged"], 0, "{status:#}");
+        disk.cut_power();
+        node = disk.start();
+        let status = disk.status();
+        assert_eq!(status["telemetry"]["acknowledged"], acknowledged, "{status:#}");
+        assert_eq!(status["journal"]["damaged"], 0, "{status:#}");
     }
+}
+
+#[test]
+fn what_a_disk_may_not_have_kept_is_refused_and_what_was_acknowledged_before_is_kept_anew() {
+    let place = Place::new();
+    let disk = OnDisk::new(&place);
+    let mut node = disk.start();
+    let journal = || fs::metadata(place.path("node").join("journal/log")).unwrap().ino();
+    let before = journal();
+    assert_eq!(publish(&place, &node, 1).0, 0);
+    fs::write(place.path("sync-fails"), "").unwrap();
+    for n in 2..5 {
+        let (code, refused) = publish(&place, &node, n);
+        assert_eq!(code, 1, "{refused:#}");
+        assert!(refused["error"]["message"].as_str().unwrap().contains("the journal cannot keep"), "{refused:#}");
+    }
+    assert_eq!(disk.status()["telemetry"]["acknowledged"], 1);
+    fs::remove_file(place.path("sync-fails")).unwrap();
+    place.until(&node, "it keeps again", |status| status["journal"]["failing"].is_null() && status["ready"] == true);
+    // What the old file holds is in doubt, however often it is synced now.
+    assert_ne!(journal(), before);
+    assert_eq!(publish(&place, &node, 5).0, 0);
+    node.kill();
+    disk.cut_power();
+    let _node = disk.start();
+    let status = disk.status();
+    assert_eq!((&status["telemetry"]["acknowledged"], &status["journal"]["damaged"]), (&2.into(), &0.into()));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Everything that is counted as dropped, by why.
-const DROPS: [&str; 49] = [
+const DROPS: [&str; 50] = [
     "own_beacon",
     "foreign_formation",
     "stale_beacon",
@@ -50,6 +50,7 @@ const DROPS: [&str; 49] = [
     "not_from_parent",
     "journal_failed",
     "journal_behind",
+    "journal_full",
     "no_link",
     "link_busy",
     "mailbox_full",

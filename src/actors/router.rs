@@ -179,7 +179,11 @@ impl Routing {
 
 fn carry_out(context: &Context, waiting: &mut BTreeMap<u64, Waiting>, session: u64, output: Output) {
     match output {
-        Output::Persist { ticket: None, records } => context.journal.note(session, records),
+        Output::Persist { ticket: None, records } => {
+            if !context.journal.note(session, records) {
+                context.counters.drop_for("journal_full");
+            }
+        }
         Output::Persist { ticket: Some(ticket), records } => {
             let (kept, address) = (context.journal.append(session, records), context.addresses.router.clone());
             tokio::spawn(async move {

@@ -111,10 +111,9 @@ impl Journal {
         async move { queued.is_ok() && done.await.is_ok() }
     }
 
-    /// Keeps records that may be lost.
-    pub fn note(&self, session: u64, records: Vec<Record>) {
-        // A queue that is full is one of appends; who waits for them hears of it.
-        let _ = self.jobs.try_send(Job::Append { session, records, kept: None });
+    /// Keeps records that may be lost; says whether there is room for them.
+    pub fn note(&self, session: u64, records: Vec<Record>) -> bool {
+        self.jobs.try_send(Job::Append { session, records, kept: None }).is_ok()
     }
 
     /// Everything that was kept, and a session to go on with.

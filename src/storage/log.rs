@@ -109,7 +109,8 @@ impl Log {
         if torn > 0 || damage != Damage::default() {
             // If it was not a torn write but damage, what was there was sent: its sequences are not used again.
             durable.outbox.skip(torn.div_ceil(HEAD as u64));
-            log.rewrite(&durable).map_err(failed)?;
+            // The disk may be full, which is why the write was torn: what is there is there, and nothing goes behind it.
+            log.in_doubt = log.rewrite(&durable).is_err();
         }
         Ok((log, durable, damage))
     }
@@ -437,6 +438,23 @@ mod tests {
             // It was written anew without what was torn.
             assert_eq!(reopened(&path), (durable, Damage::default()));
         }
+    }
+
+    #[test]
+    fn a_torn_write_is_read_though_the_disk_takes_no_new_file_and_nothing_is_kept_until_it_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, _) = ten(&directory);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        // A directory is where the new file would be.
+        fs::create_dir(path.with_extension("new")).unwrap();
+        let (mut log, durable, _) = Log::open(&path, FRESH).unwrap();
+        assert_eq!(durable.outbox.depth(), 9);
+        assert!(log.append(std::iter::once(&sample(20))).is_err() && log.recover(&durable).is_err());
+        fs::remove_dir(path.with_extension("new")).unwrap();
+        log.recover(&durable).unwrap();
+        log.append(std::iter::once(&sample(20))).unwrap();
+        assert_eq!((reopened(&path).0.outbox.depth(), reopened(&path).1), (10, Damage::default()));
     }
 
     #[test]

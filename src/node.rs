@@ -239,11 +239,6 @@ impl NodeBuilder {
             (Some(directory), None) => directory.next_incarnation()?,
             (None, None) => 1,
         };
-        let transport: Arc<dyn MeshTransport> = match &board {
-            Some(BoardEntry::Board(board)) => board.plug_in(key.id()),
-            Some(BoardEntry::Own(transport)) => transport.clone(),
-            None => IrohTransport::start(&key, config.formation_id(), config.transport.listen).await?,
-        };
         let [account_low, account_high, journal, seed] = numbers(seed, key.id());
         let mut account = [0; 16];
         account[..8].copy_from_slice(&account_low.to_le_bytes());
@@ -256,12 +251,18 @@ impl NodeBuilder {
         let (journal, durable) = match directory {
             Some(directory) => {
                 let fresh = Beginning { version: VERSION, node: key.id(), journal, account };
-                Journal::open(directory, fresh, config.is_sink())?
+                Journal::open(directory, fresh, incarnation, config.is_sink())?
             }
             None => {
                 let durable = Durable::new(journal, config.is_sink().then_some(account));
                 (Journal::in_memory(durable.clone()), durable)
             }
+        };
+        // When nothing can be wrong on the disk any more.
+        let transport: Arc<dyn MeshTransport> = match &board {
+            Some(BoardEntry::Board(board)) => board.plug_in(key.id()),
+            Some(BoardEntry::Own(transport)) => transport.clone(),
+            None => IrohTransport::start(&key, config.formation_id(), config.transport.listen).await?,
         };
         let account = durable.account.as_ref().map_or(account, |kept| kept.id);
         let identity = Identity { id: key.id(), name, incarnation, account, seed };

@@ -15,7 +15,7 @@ use crate::node::{Node, NodeError};
 use crate::proto::aggregate::{Stats, Totals};
 use crate::proto::beacon::Vitality;
 use crate::proto::packet::{Target, Verdict};
-use crate::proto::router::Outcome;
+use crate::proto::router::{Outcome, PublishError};
 use crate::proto::summary::Summary;
 use crate::proto::topology::{Standing, View};
 use crate::time::Time;
@@ -369,7 +369,13 @@ pub async fn publish(node: &Node, metrics: Vec<(String, f64)>) -> Result<Value, 
         metrics.into_iter().fold(crate::proto::sample::Telemetry::new(), |t, (name, value)| t.metric(name, value));
     let published = node.publish(telemetry).await.map_err(|error| match error {
         NodeError::Publish(refused) => {
-            Refused::new(1, "sample_refused", refused.to_string(), "give KEY=NUMBER with a finite number")
+            let fix = match refused {
+                PublishError::Invalid(_) => "give KEY=NUMBER with a finite number",
+                PublishError::Full { .. } => "wait for a root, or raise telemetry.outbox_bytes",
+                PublishError::Journal => "make room for the data directory; `tussock status` tells what the disk said",
+                PublishError::Behind => "publish less at once",
+            };
+            Refused::new(1, "sample_refused", refused.to_string(), fix)
         }
         other => busy(&other),
     })?;

@@ -1,7 +1,7 @@
 //! A node's directory: its key, its lock, its incarnation.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -49,8 +49,8 @@ impl DataDir {
             }
             Err(fs::TryLockError::Error(error)) => return Err(io(error)),
         }
-        lock.set_len(0).map_err(io)?;
-        write!(lock, "{name} (pid {})", std::process::id()).map_err(io)?;
+        let holder = format!("{name} (pid {})", std::process::id());
+        lock.write_all(holder.as_bytes()).and_then(|()| lock.set_len(holder.len() as u64)).map_err(io)?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
@@ -65,19 +65,34 @@ impl DataDir {
         Ok(path)
     }
 
-    /// The next incarnation, on disk before it is used.
+    /// The next incarnation, on disk before it is used. In place, as it takes no room on a full disk.
     pub fn next_incarnation(&self) -> Result<u64, StorageError> {
         let path = self.path.join("incarnation");
-        let last = match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse::<u64>().map_err(|_| StorageError::Damaged {
-                path: path.clone(),
-                detail: "it does not hold a number; write the last known incarnation into it",
-            })?,
-            Err(error) if error.kind() == ErrorKind::NotFound => 0,
-            Err(error) => return Err(StorageError::Io { path, error }),
+        let io = |error| StorageError::Io { path: path.clone(), error };
+        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                replace(&path, b"1")?;
+                return Ok(1);
+            }
+            Err(error) => return Err(io(error)),
         };
-        replace(&path, (last + 1).to_string().as_bytes())?;
-        Ok(last + 1)
+        let mut bytes = Vec::new();
+        (&mut file).take(64).read_to_end(&mut bytes).map_err(io)?;
+        let last = str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let next = last.and_then(|last| last.checked_add(1)).ok_or(StorageError::Damaged {
+            path: path.clone(),
+            detail: "it does not hold a number; write the last known incarnation into it",
+        })?;
+        let text = next.to_string();
+        let mut write = || {
+            file.rewind()?;
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)?;
+            file.sync_all()
+        };
+        write().map_err(io)?;
+        Ok(next)
     }
 }
 
@@ -146,5 +161,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let held = DataDir::open(directory.path(), "alpha").unwrap();
         assert_eq!([held.next_incarnation().unwrap(), held.next_incarnation().unwrap()], [1, 2]);
+        let path = directory.path().join("incarnation");
+        for (kept, next) in [("9", 10), ("00041\n", 42)] {
+            fs::write(&path, kept).unwrap();
+            assert_eq!(held.next_incarnation().unwrap(), next);
+            assert_eq!(fs::read_to_string(&path).unwrap(), next.to_string());
+        }
+        for damaged in ["", "\u{0}", "many", "18446744073709551615"] {
+            fs::write(&path, damaged).unwrap();
+            assert!(matches!(held.next_incarnation(), Err(StorageError::Damaged { .. })), "{damaged:?}");
+        }
     }
 }

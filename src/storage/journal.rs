@@ -73,8 +73,16 @@ impl Journal {
 
     /// Opens the journal of a data directory, or makes it with this beginning. It holds the directory until it is
     /// closed, or its last handle is gone.
-    pub fn open(directory: DataDir, fresh: Beginning, sink: bool) -> Result<(Self, Durable), StorageError> {
+    pub fn open(
+        directory: DataDir,
+        fresh: Beginning,
+        incarnation: u64,
+        sink: bool,
+    ) -> Result<(Self, Durable), StorageError> {
         let path = directory.subdirectory("journal")?.join("log");
+        if incarnation > 1 && !path.exists() {
+            tracing::warn!(path = %path.display(), "there is no journal of earlier runs; what they kept is gone");
+        }
         let (log, mut durable, damage) = Log::open(&path, fresh)?;
         if damage != Damage::default() {
             let Damage { stretches, lost_samples } = damage;

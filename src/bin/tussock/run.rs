@@ -154,7 +154,7 @@ fn storage_failure(error: &StorageError) -> Failure {
         StorageError::InUse { .. } => {
             ("data_dir_in_use", "stop that process, or give this node a --data-dir of its own".to_owned())
         }
-        StorageError::Io { path, .. } => ("data_dir", format!("check the permissions of {}", path.display())),
+        StorageError::Io { path, .. } => ("data_dir", format!("see what is at {}, and who may use it", path.display())),
         StorageError::Damaged { .. } => ("data_dir_damaged", "restore the file, or use another --data-dir".to_owned()),
     };
     Failure::new(exit::FAILED, code, error.to_string(), fix)

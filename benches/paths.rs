@@ -237,7 +237,7 @@ fn journal(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let place = tempfile::tempdir().unwrap();
     let fresh = Beginning { version: VERSION, node: id(1), journal: 1, account: AccountId([1; 16]) };
-    let (journal, _) = Journal::open(DataDir::open(place.path(), "bench").unwrap(), fresh, true).unwrap();
+    let (journal, _) = Journal::open(DataDir::open(place.path(), "bench").unwrap(), fresh, 1, true).unwrap();
     let session = runtime.block_on(journal.load()).unwrap().session;
     let mut group = c.benchmark_group("journal");
     for together in [1, 64, 1024] {

@@ -221,9 +221,10 @@ impl Machine {
                 }
                 for (peer, name) in up {
                     if !self.links.contains_key(&peer) {
-                        self.link_up(now, peer, name, effects);
-                        // It may take us for its parent from before we forgot: then its answer shows it.
+                        // From before we forgot it may take us for its child, or for its parent: then its answer shows it.
+                        self.deny_parent(peer, effects);
                         effects.push(Effect::Send(peer, Frame::Resync));
+                        self.link_up(now, peer, name, effects);
                     }
                 }
                 self.make_up_for_a_restart(effects);
@@ -379,7 +380,9 @@ impl Machine {
                 self.confirm_parent(effects);
             }
             Frame::Resync if self.uplink.accepted_backup() == Some(peer) => self.confirm_backup(effects),
-            Frame::Resync => {}
+            Frame::Resync if self.uplink.asks(&peer) => {}
+            // It takes us for its child, or did before it forgot.
+            Frame::Resync => self.deny_parent(peer, effects),
             Frame::Lateral(lateral) => self.lateral_said(now, peer, lateral, effects),
         }
     }

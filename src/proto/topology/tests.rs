@@ -216,6 +216,39 @@ fn a_report_that_stopped_because_a_frame_was_lost_begins_anew_when_the_links_are
 }
 
 #[test]
+fn who_has_forgotten_its_parent_or_was_not_heard_leaving_it_is_no_child_any_more() {
+    let later = Time::ZERO + 60_000 * MS;
+    let reborn = || {
+        let old = machine(1, Level::PLATFORM);
+        Machine::new(later, old.settings.clone(), old.description)
+    };
+    let attached = || {
+        let (mut platform, mut squad) = (machine(1, Level::PLATFORM), machine(2, Level::SQUAD));
+        meets(&mut squad, Time::ZERO, 1, Level::PLATFORM);
+        meets(&mut platform, Time::ZERO, 2, Level::SQUAD);
+        let (now, _, request) = until_sent(&mut platform, Time::ZERO, is_attach);
+        give(&mut squad, now, Input::Frame(id(1), request));
+        assert!(squad.view().children.contains_key(&id(1)));
+        squad
+    };
+    let takes_in = |squad: &mut Machine, frames: Vec<(NodeId, Frame)>| {
+        frames.into_iter().for_each(|(_, frame)| drop(give(squad, later, Input::Frame(id(1), frame))));
+        squad.view().children.contains_key(&id(1))
+    };
+    // It starts cold, and the links are told to it.
+    let (mut squad, mut platform) = (attached(), reborn());
+    let said = give(&mut platform, later, Input::Links([(id(2), name(2))].into()));
+    assert!(!takes_in(&mut squad, said));
+    // That was lost, for the parent started again as well.
+    let (mut squad, mut platform) = (attached(), reborn());
+    give(&mut platform, later, Input::Links([(id(2), name(2))].into()));
+    let asked = give(&mut squad, later, Input::Links([(id(1), name(1))].into()));
+    let answers = asked.into_iter().flat_map(|(_, frame)| give(&mut platform, later, Input::Frame(id(2), frame)));
+    let answers = answers.collect();
+    assert!(!takes_in(&mut squad, answers));
+}
+
+#[test]
 fn a_report_whose_end_was_lost_begins_anew_in_time() {
     let (mut squad, mut platoon) = (squad_with(100), machine(3, Level::PLATOON));
     meets(&mut platoon, Time::ZERO, 1, Level::SQUAD);

@@ -141,6 +141,12 @@ impl Uplink {
         }
     }
 
+    /// Whether a request to that node waits for its answer.
+    pub fn asks(&self, id: &NodeId) -> bool {
+        let keeps = self.backup.as_ref().is_some_and(|backup| backup.id == *id && !backup.accepted);
+        keeps || self.attempt.as_ref().is_some_and(|attempt| attempt.was_asked(*id))
+    }
+
     pub fn next_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial
@@ -218,6 +224,12 @@ impl Machine {
         if let Some(parent) = &self.uplink.parent {
             effects.push(Effect::Send(parent.id, self.request(parent.serial, false)));
         }
+    }
+
+    /// Says to who may take this node for its child, or keep a slot for it, that it is neither.
+    pub(super) fn deny_parent(&mut self, peer: NodeId, effects: &mut Vec<Effect>) {
+        let serial = self.uplink.next_serial();
+        effects.push(Effect::Send(peer, Frame::Detach { serial, reason: Parting::Moved }));
     }
 
     /// The request to a parent, or to a backup.

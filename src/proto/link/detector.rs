@@ -46,7 +46,7 @@ const FIRST_TRIPS: u32 = 8;
 /// Which share of the later beats measure it.
 const MEASURED: u32 = 16;
 /// The round trip of a link that is not known yet.
-const UNKNOWN_TRIP: Duration = Duration::from_millis(500);
+pub const UNKNOWN_TRIP: Duration = Duration::from_millis(500);
 /// How many later beats may overtake one before it counts as lost.
 const OVERTAKEN: u32 = 8;
 /// How far off a peer's numbers may be: further ahead it was cut off, further behind it counts anew.

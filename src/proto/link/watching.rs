@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::id::NodeId;
 use crate::limits::Limits;
+use crate::proto::link::detector::UNKNOWN_TRIP;
 use crate::proto::link::machine::{Effect, Link, Machine};
 use crate::proto::link::{Beat, CloseReason, ConnId, Detector, Purpose, Watch};
 use crate::time::Time;
@@ -27,7 +28,12 @@ const LAG_FADES: f64 = 0.9;
 
 impl Link {
     pub(super) fn get_to_know(&mut self, now: Time, heartbeat: Duration) {
-        self.busy_until = self.busy_until.max(Some(now + heartbeat * BUSY));
+        self.busy_until = self.busy_until.max(Some(now + self.stays_busy(heartbeat)));
+    }
+
+    fn stays_busy(&self, heartbeat: Duration) -> Duration {
+        let trip = self.detector.as_ref().map_or(UNKNOWN_TRIP, Detector::slowest_trip);
+        heartbeat * BUSY + (trip * SENT_AGAIN).min(Limits::CONNECTION_SILENCE)
     }
 }
 
@@ -90,8 +96,7 @@ impl Machine {
         self.heard(now, conn);
         let heartbeat = self.settings.heartbeat;
         let Some(link) = self.link_over(conn) else { return };
-        let trip = link.detector.as_ref().map_or(Duration::ZERO, Detector::slowest_trip);
-        let soon = heartbeat * BUSY + (trip * SENT_AGAIN).min(Limits::CONNECTION_SILENCE);
+        let soon = link.stays_busy(heartbeat);
         let before = link.data_at.replace(now);
         if before.is_some_and(|before| now.since(before) <= soon) {
             let was_busy = link.busy_until.replace(now + soon).is_some();

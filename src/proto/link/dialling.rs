@@ -12,7 +12,7 @@ use crate::proto::link::{CloseReason, ConnId};
 use crate::time::Time;
 
 /// How long a root that could not be reached is left alone, however many name it.
-const UNREACHED: Duration = Duration::from_secs(1);
+const UNREACHED: Duration = Duration::from_millis(250);
 
 impl Machine {
     pub(super) fn learn(

@@ -80,7 +80,7 @@ fn who_looks_for_others_turns_to_a_root_that_is_named_but_not_again_at_once_when
     give(&mut machine, Time::ZERO, Input::Placed(Arc::new(view)));
     assert_eq!(name_it(&mut machine, Time::ZERO), 1);
     give(&mut machine, Time::ZERO, Input::DialFailed { peer: root, error: "timed out".into() });
-    assert_eq!(name_it(&mut machine, Time::ZERO + SECOND / 2), 0);
+    assert_eq!(name_it(&mut machine, Time::ZERO + SECOND / 5), 0);
     assert_eq!(name_it(&mut machine, Time::ZERO + SECOND), 1);
 }
 

@@ -28,7 +28,7 @@ traffic:
 hosts:
     docs/results/hosts.sh
 
-# The figures of docs/results/failover.md: half an hour, and needs to be root.
+# The figures of docs/results/failover.md: an hour and a quarter, and needs to be root.
 failover:
     cargo build --release --locked
     docs/results/failover.sh

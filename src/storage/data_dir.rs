@@ -72,7 +72,7 @@ impl DataDir {
         let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                replace(&path, b"1")?;
+                replace(&path, written(1).as_bytes())?;
                 return Ok(1);
             }
             Err(error) => return Err(io(error)),
@@ -84,7 +84,7 @@ impl DataDir {
             path: path.clone(),
             detail: "it does not hold a number; write the last known incarnation into it",
         })?;
-        let text = next.to_string();
+        let text = written(next);
         let mut write = || {
             file.rewind()?;
             file.write_all(text.as_bytes())?;
@@ -94,6 +94,11 @@ impl DataDir {
         write().map_err(io)?;
         Ok(next)
     }
+}
+
+/// As long for every number: a file whose length the disk had not yet noted when the power went would hold another one.
+fn written(incarnation: u64) -> String {
+    format!("{incarnation:020}")
 }
 
 /// The key in a directory, made if there is none. Needs no lock.
@@ -165,7 +170,7 @@ mod tests {
         for (kept, next) in [("9", 10), ("00041\n", 42)] {
             fs::write(&path, kept).unwrap();
             assert_eq!(held.next_incarnation().unwrap(), next);
-            assert_eq!(fs::read_to_string(&path).unwrap(), next.to_string());
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{next:020}"));
         }
         for damaged in ["", "\u{0}", "many", "18446744073709551615"] {
             fs::write(&path, damaged).unwrap();

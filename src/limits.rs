@@ -44,18 +44,23 @@ impl Limits {
     /// sooner where it matters.
     pub const CONNECTION_SILENCE: Duration = Duration::from_secs(10);
     pub const KEEP_ALIVE: Duration = Duration::from_secs(4);
-    /// How long a connection of gossip may carry no message. Whoever has it as a neighbour sends beacons more often.
-    pub const GOSSIP_SILENCE: Duration = Duration::from_secs(15);
-    /// How long a topic of gossip that has neighbours rests between joining peers met on links, for each makes room for
-    /// the newcomer by letting others go.
-    pub const GOSSIP_REST: Duration = Duration::from_secs(60);
+    /// How long a connection of gossip may carry no message. Neighbours pass on or announce every beacon, and even one
+    /// lone speaker that rests is heard once in 45 s.
+    pub const GOSSIP_SILENCE: Duration = Duration::from_secs(60);
+    /// How often gossip that has neighbours joins a peer met on a link, for each makes room for the newcomer by letting
+    /// others go; what it has saved of that, up to so many, it may spend at once: parts that meet become one.
+    pub const GOSSIP_JOINS_EVERY: Duration = Duration::from_secs(120);
+    pub const GOSSIP_JOINS_SAVED: u32 = 2;
     /// How soon after a new link a peer met on one is joined once more, twice as long each time, and how often at least.
     pub const GOSSIP_RETRY: Duration = Duration::from_secs(4);
-    pub const GOSSIP_HEALS_EVERY: Duration = Duration::from_secs(120);
-    /// How often gossip may dial; what it has saved of that, up to what one topic begins with, it may spend at once. A
+    pub const GOSSIP_HEALS_EVERY: Duration = Duration::from_secs(300);
+    /// How long gossip waits for a peer that it has asked to be its neighbour before it asks another. Who has neighbours
+    /// enough says nothing, and where most have, who lacks one asks on and on.
+    pub const GOSSIP_ASKS_EVERY: Duration = Duration::from_secs(30);
+    /// How often gossip may dial; what it has saved of that, up to what the overlay begins with, it may spend at once. A
     /// hundred nodes that all dialled whom they heard of would leave two cores no time for anything else.
-    pub const GOSSIP_DIALS_EVERY: Duration = Duration::from_secs(1);
-    /// Peers that a topic of gossip begins with: as many as iroh-gossip has neighbours in one.
+    pub const GOSSIP_DIALS_EVERY: Duration = Duration::from_secs(3);
+    /// Peers that the overlay of gossip begins with: as many as iroh-gossip has neighbours.
     pub const GOSSIP_BEGINS_WITH: usize = 5;
     /// How long a dial may take; QUIC's own handshake time-out is 3 s.
     pub const DIAL: Duration = Duration::from_secs(2);

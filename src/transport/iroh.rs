@@ -16,6 +16,7 @@ use iroh::endpoint::{
 use iroh::protocol::{AcceptError, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey};
 use iroh_gossip::net::Gossip;
+use iroh_gossip::proto::HyparviewConfig;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::timeout;
 
@@ -24,7 +25,7 @@ use crate::limits::Limits;
 use crate::messages::wire::{PREFIX, frame_length};
 use crate::proto::beacon::Scope;
 use crate::proto::link::{CloseReason, ConnId};
-use crate::transport::gossip::{GossipCommand, Restraint, Topics};
+use crate::transport::gossip::{GossipCommand, MESSAGE_BYTES, Overlay, Restraint};
 use crate::transport::{Gate, MeshConnection, MeshTransport, Received, TransportError};
 
 /// How long the end of a connection waits for the peer to take what was sent before.
@@ -94,7 +95,10 @@ impl IrohTransport {
             .bind()
             .await
             .map_err(|error| refused(error.to_string()))?;
-        let gossip = Gossip::builder().max_message_size(Limits::BEACON_BYTES).spawn(endpoint.clone());
+        let membership =
+            HyparviewConfig { neighbor_request_timeout: Limits::GOSSIP_ASKS_EVERY, ..HyparviewConfig::default() };
+        let gossip = Gossip::builder().membership_config(membership).max_message_size(MESSAGE_BYTES);
+        let gossip = gossip.spawn(endpoint.clone());
         let gate = Gate::default();
         let registry = Registry { alive: watch::Sender::new(Vec::new()), next: Arc::default(), gate: gate.clone() };
         let (accepting, accepted) = mpsc::channel(Limits::UNGREETED);
@@ -104,7 +108,7 @@ impl IrohTransport {
             .spawn();
         let (hearing, heard) = mpsc::channel(Limits::MAILBOX_DATA);
         let (commands, asked) = mpsc::channel(Limits::MAILBOX_DATA);
-        tokio::spawn(Topics::new(endpoint.clone(), gossip, formation, gate.clone(), hearing).run(asked));
+        tokio::spawn(Overlay::new(endpoint.clone(), gossip, formation, gate.clone(), hearing).run(asked));
         Ok(Arc::new(Self {
             me: key.id(),
             endpoint,

@@ -309,7 +309,7 @@ fn a_hundred_hosts_form_the_tree_as_planned() {
 }
 
 #[test]
-#[ignore = "two hundred processes take minutes; docs/results/hosts.sh runs it"]
+#[ignore = "two hundred processes need more than two cores"]
 fn two_hundred_hosts_form_the_tree_as_planned() {
     form_as_planned(&[("company", 1), ("platoon", 2), ("squad", 16), ("platform", 181)], 25.0);
 }

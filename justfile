@@ -24,7 +24,7 @@ traffic:
     for n in 10 30 100 300 1000 3000; do cargo run --release --locked -- sim scenarios/idle.toml --nodes $n -o json; done \
         | jq -r '.data | [.nodes, .traffic.idle_bytes_per_node_s, .formation.messages_per_node, .formation.converged_s, .wall_s, (.traffic.idle_by_kind | tojson)] | @tsv'
 
-# Fifty processes in network namespaces, killed, frozen and cut in two, and a hundred and two hundred; needs to be root.
+# Fifty processes in network namespaces, killed, frozen and cut in two, and a hundred; needs to be root.
 hosts:
     docs/results/hosts.sh
 

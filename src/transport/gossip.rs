@@ -127,7 +127,8 @@ impl Overlay {
         }
     }
 
-    /// Takes part for as long as what is said is kept up with. Joins whoever is met, and again and again somebody who was: an overlay in pieces does not know that it is.
+    /// Takes part for as long as what is said is kept up with. Joins whoever is met, and again and again somebody who was:
+    /// an overlay in pieces does not know that it is.
     async fn take_part(
         &mut self,
         sender: &GossipSender,

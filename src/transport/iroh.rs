@@ -16,7 +16,7 @@ use iroh::endpoint::{
 use iroh::protocol::{AcceptError, ProtocolHandler, Router};
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey};
 use iroh_gossip::net::Gossip;
-use iroh_gossip::proto::HyparviewConfig;
+use iroh_gossip::proto::{HyparviewConfig, PlumtreeConfig};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::timeout;
 
@@ -97,8 +97,9 @@ impl IrohTransport {
             .map_err(|error| refused(error.to_string()))?;
         let membership =
             HyparviewConfig { neighbor_request_timeout: Limits::GOSSIP_ASKS_EVERY, ..HyparviewConfig::default() };
-        let gossip = Gossip::builder().membership_config(membership).max_message_size(MESSAGE_BYTES);
-        let gossip = gossip.spawn(endpoint.clone());
+        let broadcast = PlumtreeConfig { message_id_retention: Limits::GOSSIP_REMEMBERS, ..PlumtreeConfig::default() };
+        let gossip = Gossip::builder().membership_config(membership).broadcast_config(broadcast);
+        let gossip = gossip.max_message_size(MESSAGE_BYTES).spawn(endpoint.clone());
         let gate = Gate::default();
         let registry = Registry { alive: watch::Sender::new(Vec::new()), next: Arc::default(), gate: gate.clone() };
         let (accepting, accepted) = mpsc::channel(Limits::UNGREETED);
